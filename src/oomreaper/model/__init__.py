@@ -1,0 +1,1 @@
+"""The values everyone speaks. Immutable, and this room imports nothing of the house."""
