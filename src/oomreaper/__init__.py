@@ -50,9 +50,7 @@ def reap(
     """
     from oomreaper.watch.errand import reap_elsewhere
 
-    return reap_elsewhere(
-        pid, start_time_ticks=start_time_ticks, timeout_seconds=timeout_seconds, coredump=coredump
-    )
+    return reap_elsewhere(pid, start_time_ticks=start_time_ticks, timeout_seconds=timeout_seconds, coredump=coredump)
 
 
 def doctor() -> Features:

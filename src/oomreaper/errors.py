@@ -5,7 +5,7 @@
     OomreaperError
     ├── UsageError      the caller's mistake: an argument that makes no sense          exit status 2
     ├── KernelError     the kernel, the user's rights or the sandbox said no           exit status 3
-    └── BrokenPromise   our bug: please report it, with the message                    exit status 70
+    └── BrokenPromiseError  our bug: please report it, with the message                exit status 70
 
 The first split is by whose fault it is. A message says what happened, where, and what to do now. A victim
 that could not be reaped is no error: it is an ``Outcome`` with its reason.
@@ -34,7 +34,7 @@ class KernelError(OomreaperError):
     exit_status = 3
 
 
-class BrokenPromise(OomreaperError):
+class BrokenPromiseError(OomreaperError):
     """A promise that this package makes to itself was broken. Please report it."""
 
     exit_status = 70

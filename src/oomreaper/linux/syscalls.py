@@ -72,7 +72,7 @@ try:
     _release.restype = ctypes.c_int
 except AttributeError:
 
-    def _release(pidfd: int, flags: int) -> int:
+    def _release(pidfd: int, flags: int) -> int:  # type: ignore[misc] # called in the same way
         return int(_syscall(_long(SYS_PROCESS_MRELEASE), _long(pidfd), _ulong(flags)))
 
 

@@ -36,12 +36,15 @@ class Features(NamedTuple):
     machine: str
     items: tuple[Feature, ...]
 
-    def __getitem__(self, key: str) -> Feature:  # type: ignore[override]
-        """The feature of that name; KeyError when it was not looked at."""
+    def find(self, name: str) -> Feature:
+        """Return the feature of that name; KeyError when it was not looked at.
+
+        A method, not ``features[name]``: a type checker takes that for the tuple's own.
+        """
         for item in self.items:
-            if item.name == key:
+            if item.name == name:
                 return item
-        raise KeyError(key)
+        raise KeyError(name)
 
     @property
     def can_reap(self) -> bool:

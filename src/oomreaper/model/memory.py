@@ -34,11 +34,14 @@ class ChargedMemory(NamedTuple):
     may not be: somebody may pin it. All in bytes; None where this machine does not count it.
 
     ``machine_anon_bytes``: AnonPages of /proc/meminfo. ``machine_swap_bytes``: SwapTotal less SwapFree.
-    ``memcg_bytes``: memory (and swap, where accounted) charged to the victim's own memory cgroup.
-    ``orphan_bytes``: anonymous memory that is charged and that no process owns: a lower bound, None when it was not asked for, since it costs a look at every process.
+    ``memcg_directory`` and ``memcg_bytes``: the victim's own memory cgroup (None: the root, where the machine is
+    charged) and the memory charged to it, with swap where the kernel counts that.
+    ``orphan_bytes``: anonymous memory that is charged and that no process owns: a lower bound, None when it
+    was not asked for, since it costs a look at every process.
     """
 
     machine_anon_bytes: int
     machine_swap_bytes: int
+    memcg_directory: str | None
     memcg_bytes: int | None
     orphan_bytes: int | None = None

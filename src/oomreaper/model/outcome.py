@@ -28,14 +28,15 @@ class Outcome(NamedTuple):
     """The record of one victim. Sizes in bytes, times as their names say; None where it does not apply.
 
     ``elapsed_ms`` runs from the signal to memory verified back (or to giving up). ``sharers`` lists the
-    pids that shared the address space and were killed with it. ``needs_permission`` marks an end that
+    pids that shared the address space and were killed with it. ``kind`` is None for a dry run that would have
+    killed. ``needs_permission`` marks an end that
     other rights or another kernel would have changed: exit status 3. ``threads`` is the give-up report.
     """
 
     pid: int
     start_time_ticks: int | None
     comm: bytes | None
-    kind: OutcomeKind
+    kind: OutcomeKind | None
     anon_before_bytes: int | None = None
     freed_bytes: int | None = None
     elapsed_ms: float | None = None
@@ -52,7 +53,7 @@ class Outcome(NamedTuple):
             "pid": self.pid,
             "start_time_ticks": self.start_time_ticks,
             "comm": None if self.comm is None else printable(self.comm),
-            "outcome": self.kind.value,
+            "outcome": None if self.kind is None else self.kind.value,
             "anon_before_bytes": self.anon_before_bytes,
             "freed_bytes": self.freed_bytes,
             "elapsed_ms": None if self.elapsed_ms is None else round(self.elapsed_ms, 3),

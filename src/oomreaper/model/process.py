@@ -35,7 +35,6 @@ class Sharer(NamedTuple):
     """A process that shares the victim's address space and so must die with it (CLONE_VM, vfork)."""
 
     identity: Identity
-    parent_pid: int
     oom_score_adj: int | None
     signal_errno: int
 

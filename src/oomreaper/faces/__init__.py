@@ -1,0 +1,1 @@
+"""What people see. Nothing in the house imports this room."""

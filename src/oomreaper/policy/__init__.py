@@ -1,0 +1,1 @@
+"""Decisions about who may be a victim. Pure: facts in, decisions with their reasons out."""

@@ -1,0 +1,112 @@
+"""One victim's file: what is known of it, what has been tried, and what is due next. Pure.
+
+The life cycle says which moves there are; this says what led to them, in the figures that the record will show.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from oomreaper.model.memory import VictimMemory
+from oomreaper.model.outcome import Outcome
+from oomreaper.reaper.handoff import Candidate
+from oomreaper.reaper.lifecycle import OUTCOME_OF_STATE, LifeCycle, State
+
+if TYPE_CHECKING:
+    from oomreaper.model.identity import Identity
+    from oomreaper.model.process import Scouting, ThreadReport
+
+_NS_IN_MS = 1_000_000
+_MIB = 1 << 20
+# Shared memory that is worth a word in the record.
+_NOTEWORTHY_SHMEM_BYTES = 8 * _MIB
+
+
+class Case:
+    """One victim between submission and outcome.
+
+    Args:
+        scouting: What the look at it found; its memory there is the "before" of the record.
+        handle: Its pidfd; opaque here.
+        taken_ns: When it was taken on.
+    """
+
+    def __init__(self, scouting: Scouting, handle: int, taken_ns: int) -> None:
+        self.scouting = scouting
+        self.handle = handle
+        self.taken_ns = taken_ns
+        self.life = LifeCycle()
+        self.identity: Identity = scouting.process.identity
+        self.candidate = Candidate(
+            self.identity, frozenset({self.identity, *(sharer.identity for sharer in scouting.sharers)})
+        )
+        self.sharers = {sharer.identity for sharer in scouting.sharers}
+        self.attempts = 0
+        self.reason = ""
+        self.signal_ns: int | None = None  # when the first signal was sent
+        self.settled_ns: int | None = None
+        self.has_died = False
+        self.memory_seen: VictimMemory | None = scouting.memory
+        self.charged_seen = scouting.charged
+        self.freed_bytes: int | None = None
+        self.threads: tuple[ThreadReport, ...] = ()
+        self.needs_permission = False
+        # What is due, as monotonic ns; None when nothing is.
+        self.strike_due_ns: int | None = None
+        self.account_due_ns: int | None = None
+        self.help_due_ns: int | None = None
+        self.is_helped = False
+        self.needs_rescan = False  # the kernel says that somebody shares the memory whom we do not know
+        self.is_settled = False
+        self.inquest_limit_ns = 0
+        self.idle_looks = 0  # looks in a row, while it is leaving, that saw no memory move
+
+    @property
+    def before(self) -> VictimMemory | None:
+        """What it held before the signal."""
+        return self.scouting.memory
+
+    @property
+    def held_before_bytes(self) -> int:
+        """What a reap could give back, before the signal."""
+        return self.before.reapable_bytes if self.before is not None else 0
+
+    def timeout_ns(self, allowed_ns: int) -> int:
+        """When its time is over: counted from the signal, before that from the moment it was taken on."""
+        return (self.taken_ns if self.signal_ns is None else self.signal_ns) + allowed_ns
+
+    def note_freed(self, now: VictimMemory | None) -> None:
+        """Count as freed what it held before and no longer does."""
+        self.freed_bytes = max(0, self.held_before_bytes - (now.reapable_bytes if now is not None else 0))
+
+    def outcome(self) -> Outcome:
+        """The record; only for a life that is over."""
+        state = self.life.state
+        elapsed_ms = None
+        if self.signal_ns is not None and self.settled_ns is not None:
+            elapsed_ms = (self.settled_ns - self.signal_ns) / _NS_IN_MS
+        was_signalled = state not in (State.REFUSED, State.GONE)
+        return Outcome(
+            pid=self.identity.pid,
+            start_time_ticks=self.identity.start_time_ticks,
+            comm=self.scouting.process.comm,
+            kind=OUTCOME_OF_STATE[state],
+            anon_before_bytes=self.held_before_bytes,
+            freed_bytes=self.freed_bytes if was_signalled else None,
+            elapsed_ms=elapsed_ms if was_signalled else None,
+            attempts=self.attempts,
+            still_dying=was_signalled and not self.has_died,
+            sharers=tuple(sorted(sharer.pid for sharer in self.sharers)) if was_signalled else (),
+            reason=self._full_reason(),
+            needs_permission=self.needs_permission,
+            threads=self.threads,
+        )
+
+    def _full_reason(self) -> str:
+        shmem_bytes = self.before.shmem_bytes if self.before is not None else 0
+        if self.life.state is State.REAPED and shmem_bytes >= _NOTEWORTHY_SHMEM_BYTES:
+            return (
+                f"{self.reason}; {shmem_bytes // _MIB} MiB of shared memory are nobody's own and cannot be reaped: "
+                "they come back when their last user goes"
+            )
+        return self.reason

@@ -1,0 +1,612 @@
+"""The crew: many victims, a few disposable workers, and nobody who waits for any of them. Pure.
+
+What it knows: which worker does what and until when, what each victim needs next. What it refuses to know: what
+a worker is (a process here, a task in the simulator), how time passes, what a pidfd is. Whoever drives it
+
+* calls ``on_report``, ``on_worker_exit``, ``on_victim_exit`` when such a thing happens,
+* calls ``on_time`` no later than ``next_deadline_ns`` says,
+* collects ``take_events``.
+
+How it works:
+
+1. A victim goes through the hand-off into a slot; a slot is worth one worker. The spare workers make good a
+   loss at once and do the looking around (PROBE, ACCOUNT, HELP, INQUEST).
+2. An attempt that has not answered by its deadline stands in process_mrelease on the victim's mmap_lock, if the worker
+   really waits (one that is merely starved of CPU is left alone) *and* the victim's memory does not move. Then
+   only the worker's death ends it: it is dismissed, the loss counted, a spare takes the next attempt and
+   a new spare is started. That is the founding commit's trylock: 10 attempts, 100 ms apart.
+3. Whether memory is back is for ``verify`` to say. A victim whose address space is out of reach is watched
+   until its memory is back or found to be pinned; it holds no slot meanwhile.
+4. After the first attempt, never before, a victim that lives on is helped to leave.
+5. A life that was served is marked until it is over, and is never served again (MMF_OOM_SKIP).
+
+What must change together: a new kind of job wants its deadline here and its row in ``jobs`` and ``worker.child``.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from oomreaper.errors import BrokenPromiseError
+from oomreaper.model.event import Event, EventKind
+from oomreaper.reaper import verify
+from oomreaper.reaper.case import Case
+from oomreaper.reaper.handoff import Entry, Handoff, finish
+from oomreaper.reaper.jobs import (
+    REPORT_OF_JOB,
+    Accounted,
+    Hello,
+    Helped,
+    Inquired,
+    Job,
+    JobKind,
+    Probed,
+    Scouted,
+    Struck,
+)
+from oomreaper.reaper.lifecycle import Move, State
+from oomreaper.reaper.verify import Meaning
+
+if TYPE_CHECKING:
+    from oomreaper.model.identity import Identity
+    from oomreaper.model.memory import VictimMemory
+    from oomreaper.model.process import Scouting
+    from oomreaper.reaper.jobs import Report
+
+_MS = 1_000_000
+# A healthy victim is gone 0.3 to 1.5 ms after its memory (2026-11, Linux 6.18): one still there after this needs help.
+_HELP_DELAY_NS = 20 * _MS
+# When no worker could be started (no memory, no pids), how soon to try again.
+_RESTART_DELAY_NS = 100 * _MS
+# How long the record of a victim that was given up may wait for the report on its threads.
+_INQUEST_LIMIT_NS = 250 * _MS
+# How long a worker may wait on each kind of job before it counts as stuck. A scouting compares the victim
+# with every process: 10,000 of them take 30 ms on an idle machine.
+_DEADLINE_NS_OF_LOOK = {
+    JobKind.SCOUT: 1_000 * _MS,
+    JobKind.PROBE: 100 * _MS,
+    JobKind.ACCOUNT: 1_000 * _MS,
+    JobKind.HELP: 1_000 * _MS,
+    JobKind.INQUEST: 200 * _MS,
+}
+
+
+class Settings(NamedTuple):
+    """The numbers of the founding commit, and how many hands there are.
+
+    ``timeout_ns`` bounds a victim whose memory still moves; ``spare_dump`` lets a running core dump finish.
+    """
+
+    workers: int = 2
+    spares: int = 1
+    attempts: int = 10
+    attempt_ns: int = 100 * _MS
+    timeout_ns: int = 30_000 * _MS
+    queue_limit: int = 64
+    mark_limit: int = 16_384
+    spare_dump: bool = False
+
+
+class Workers(Protocol):
+    """The seam: who starts, feeds and ends workers. None of these may wait."""
+
+    def start(self, *, can_release: bool) -> int | None:
+        """Start a worker; its number, or None when none can be started now. It reports Hello when ready.
+
+        ``can_release`` False: process_mrelease is known to end whoever calls it here, so it must not even be probed.
+        """
+
+    def assign(self, worker: int, job: Job, handle: int) -> bool:
+        """Give an idle worker a job on the victim that ``handle`` names; False when the worker is gone."""
+
+    def dismiss(self, worker: int) -> None:
+        """End a worker, whatever it stands in. Nothing more is heard of it."""
+
+    def is_waiting(self, worker: int) -> bool:
+        """Whether the worker sleeps in the kernel, rather than runs or waits for a CPU."""
+
+
+class Statistics(NamedTuple):
+    """Counts since the start."""
+
+    workers_started: int
+    workers_lost: int
+    workers_idle: int
+    victims_taken: int
+    victims_waiting: int
+    victims_open: int
+    attempts: int
+
+
+class _Target(NamedTuple):
+    """Somebody to be scouted, before it is a victim."""
+
+    pid: int
+    handle: int
+
+
+class _Assignment(NamedTuple):
+    job: Job
+    subject: Case | _Target
+    started_ns: int
+    deadline_ns: int
+
+
+class Crew:
+    """Serves victims with disposable workers. ``settings`` and the seam ``workers`` are all it stands on."""
+
+    def __init__(self, workers: Workers, settings: Settings) -> None:
+        self._workers = workers
+        self._settings = settings
+        self._handoff = Handoff(
+            slots=settings.workers, queue_limit=settings.queue_limit, mark_limit=settings.mark_limit
+        )
+        self._cases: dict[Identity, Case] = {}
+        self._starting: set[int] = set()
+        self._idle: deque[int] = deque()
+        self._busy: dict[int, _Assignment] = {}
+        self._looks: deque[tuple[JobKind, Case | _Target]] = deque()
+        self._deep_looks: set[Identity] = set()
+        self._scouted: list[tuple[int, Scouted]] = []
+        self._events: list[Event] = []
+        self._restart_ns: int | None = None
+        self._can_release = True
+        self._started = self._lost = self._taken = self._attempts = 0
+
+    # -- what the driver asks ------------------------------------------------------------------------------
+
+    def start(self, now_ns: int) -> None:
+        """Start all workers; call once, before the emergency."""
+        self._restore_strength(now_ns)
+
+    def scout(self, pid: int, handle: int, now_ns: int) -> None:
+        """Look at a target; the answer comes out of ``take_scouted``."""
+        self._looks.append((JobKind.SCOUT, _Target(pid, handle)))
+        self._put_to_work(now_ns)
+
+    def submit(self, scouting: Scouting, handle: int, now_ns: int) -> Entry:
+        """Take on a victim. From here on it gets an outcome, unless the answer is ALREADY_IN or FULL."""
+        case = Case(scouting, handle, now_ns)
+        entry = finish(self._handoff.offer(case.candidate))
+        if entry is Entry.QUEUED:
+            self._taken += 1
+            self._cases[case.identity] = case
+            self._fill_slots(now_ns)
+            self._put_to_work(now_ns)
+        return entry
+
+    def take_scouted(self) -> list[tuple[int, Scouted]]:
+        """The finished looks since the last call, each with the handle of its target."""
+        taken, self._scouted = self._scouted, []
+        return taken
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last call, in order."""
+        taken, self._events = self._events, []
+        return taken
+
+    def next_deadline_ns(self) -> int | None:
+        """When ``on_time`` must be called at the latest; None: nothing is due by time."""
+        due = [assignment.deadline_ns for assignment in self._busy.values()]
+        for case in self._cases.values():
+            due += [at for at in (case.account_due_ns, case.help_due_ns) if at is not None]
+            if case.strike_due_ns is not None and self._idle:
+                due.append(case.strike_due_ns)
+            if not case.life.is_over:
+                due.append(case.timeout_ns(self._settings.timeout_ns))
+            elif not case.is_settled:
+                due.append(case.inquest_limit_ns)
+        if self._restart_ns is not None:
+            due.append(self._restart_ns)
+        return min(due, default=None)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every worker has reported for duty."""
+        return not self._starting and self._restart_ns is None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether every victim has its outcome and no job is out."""
+        return not self._cases and not self._busy and not self._looks
+
+    @property
+    def open_victims(self) -> int:
+        """How many victims have no outcome yet."""
+        return sum(not case.life.is_over for case in self._cases.values())
+
+    def statistics(self) -> Statistics:
+        """Counts since the start."""
+        return Statistics(
+            workers_started=self._started,
+            workers_lost=self._lost,
+            workers_idle=len(self._idle),
+            victims_taken=self._taken,
+            victims_waiting=len(self._handoff.queue),
+            victims_open=len(self._cases),
+            attempts=self._attempts,
+        )
+
+    def has_served(self, identity: Identity) -> bool:
+        """Whether this life was served already and is not to be chosen again."""
+        return identity in self._handoff.marks
+
+    def forget(self, identity: Identity) -> None:
+        """A life that was served is over for good (it has been waited for): its mark may go."""
+        if identity not in self._cases:
+            self._handoff.marks.clear((identity,))
+
+    # -- what happens --------------------------------------------------------------------------------------
+
+    def on_report(self, worker: int, report: Report, now_ns: int) -> None:
+        """A worker has answered."""
+        if isinstance(report, Hello):
+            if worker in self._starting:
+                self._starting.discard(worker)
+                self._idle.append(worker)
+                self._can_release = self._can_release and report.mrelease_errno == errno.EBADF
+            self._put_to_work(now_ns)
+            return
+        assignment = self._busy.pop(worker, None)
+        if assignment is None:
+            return  # dismissed in the moment in which it answered
+        self._idle.append(worker)
+        subject, kind = assignment.subject, assignment.job.kind
+        if type(report) is not REPORT_OF_JOB[kind]:
+            raise BrokenPromiseError(f"a worker answered {kind} with {type(report).__name__}")
+        if isinstance(subject, _Target):
+            assert isinstance(report, Scouted)
+            self._scouted.append((subject.handle, report))
+        else:
+            self._on_answer(subject, assignment, report, now_ns)
+        self._put_to_work(now_ns)
+
+    def on_worker_exit(self, worker: int, now_ns: int, *, why: str, is_sandboxed: bool) -> None:
+        """A worker has ended by itself. ``is_sandboxed``: a seccomp filter killed it (SIGSYS)."""
+        self._lost += 1
+        self._starting.discard(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        assignment = self._busy.pop(worker, None)
+        self._warn(None, f"a worker ended: {why}", now_ns)
+        if is_sandboxed:
+            self._can_release = False
+        self._restart_ns = now_ns + (_RESTART_DELAY_NS if assignment is None else 0)
+        if assignment is not None:
+            self._on_no_answer(assignment, f"its worker ended: {why}", now_ns)
+        self._put_to_work(now_ns)
+
+    def on_victim_exit(self, identity: Identity, now_ns: int) -> None:
+        """Every thread of a victim has ended (its pidfd became readable)."""
+        case = self._cases.get(identity)
+        if case is None:
+            return
+        case.has_died = True
+        case.help_due_ns = None
+        if case.life.is_over:
+            self._close(case, now_ns)
+        elif case.life.state is State.LEAVING:
+            case.account_due_ns = now_ns
+        elif case.strike_due_ns is not None:
+            case.strike_due_ns = now_ns  # one more attempt: a sharer may still hold the memory
+        self._put_to_work(now_ns)
+
+    def on_time(self, now_ns: int) -> None:
+        """Do what is due."""
+        for worker, assignment in list(self._busy.items()):
+            if assignment.deadline_ns <= now_ns and self._busy.get(worker) is assignment:
+                self._on_overdue(worker, assignment, now_ns)
+        for case in list(self._cases.values()):
+            if case.help_due_ns is not None and case.help_due_ns <= now_ns:
+                case.help_due_ns = None
+                case.is_helped = True
+                self._looks.append((JobKind.HELP, case))
+            if case.life.is_over:
+                self._close(case, now_ns)
+                continue
+            if case.account_due_ns is not None and case.account_due_ns <= now_ns:
+                case.account_due_ns = None
+                self._looks.append((JobKind.ACCOUNT, case))
+            if case.timeout_ns(self._settings.timeout_ns) <= now_ns:
+                self._on_timeout(case, now_ns)
+        if self._restart_ns is not None and self._restart_ns <= now_ns:
+            self._restore_strength(now_ns)
+        self._put_to_work(now_ns)
+
+    # -- one victim's progress -----------------------------------------------------------------------------
+
+    def _on_answer(self, case: Case, assignment: _Assignment, report: Report, now_ns: int) -> None:
+        match report:
+            case Struck():
+                self._on_struck(case, assignment, report, now_ns)
+            case Probed():
+                self._on_probed(case, report, now_ns)
+            case Accounted():
+                self._on_accounted(case, assignment, report, now_ns)
+            case Helped() if report.refused and not case.has_died:
+                self._warn(case, f"could not help it to leave: {'; '.join(report.refused)}", now_ns)
+            case Inquired():
+                case.threads = report.threads
+                self._settle(case, now_ns)
+
+    def _on_struck(self, case: Case, assignment: _Assignment, struck: Struck, now_ns: int) -> None:
+        if case.life.is_over:
+            return
+        if struck.signal_errno == 0 and case.signal_ns is None:
+            case.signal_ns = struck.signal_ns
+            self._tell(EventKind.KILLED, case, now_ns)
+        case.sharers.update(struck.sharers_killed)
+        case.needs_rescan = struck.mrelease_errno == errno.EINVAL and not struck.is_dumping_core
+        reading = verify.read_strike(struck, case.before)
+        case.reason = reading.reason
+        if not case.has_died and not case.is_helped and struck.signal_errno == 0:
+            case.help_due_ns = now_ns + _HELP_DELAY_NS
+        match reading.meaning:
+            case Meaning.BACK:
+                case.note_freed(struck.memory)
+                case.reason = f"its memory is verified back after attempt {case.attempts}"
+                self._end(case, Move.MEMORY_BACK, now_ns, settled_ns=struck.verified_ns)
+            case Meaning.AGAIN if struck.signal_errno is None:
+                self._await_dump(case, now_ns)
+            case Meaning.AGAIN:
+                self._again(case, assignment.started_ns, struck.memory, now_ns)
+            case Meaning.VANISHED if case.life.permits(Move.VANISH):
+                self._end(case, Move.VANISH, now_ns)
+            case Meaning.FORBIDDEN if case.life.permits(Move.REFUSE):
+                case.needs_permission = True
+                self._end(case, Move.REFUSE, now_ns)
+            case Meaning.FORBIDDEN:
+                case.needs_permission = True
+                self._give_up(case, reading.reason, now_ns)
+            case Meaning.DETACHED | Meaning.UNSUPPORTED | Meaning.VANISHED:
+                case.needs_permission = reading.meaning is Meaning.UNSUPPORTED
+                self._detach(case, now_ns)
+
+    def _again(self, case: Case, started_ns: int, memory: VictimMemory | None, now_ns: int) -> None:
+        """One attempt is over without success: another one 100 ms after it began, while the budget lasts."""
+        has_moved = verify.has_moved(case.memory_seen, memory)
+        case.memory_seen = memory
+        if case.attempts >= self._settings.attempts and not has_moved:
+            self._give_up(case, case.reason, now_ns)
+            return
+        case.life.apply(Move.TRY_AGAIN)
+        case.strike_due_ns = max(now_ns, started_ns + self._settings.attempt_ns)
+
+    def _await_dump(self, case: Case, now_ns: int) -> None:
+        case.attempts -= 1  # nothing was tried
+        if case.signal_ns is None:
+            case.signal_ns = now_ns  # its clock runs from the moment in which it would have been signalled
+        case.life.apply(Move.TRY_AGAIN)
+        case.strike_due_ns = now_ns + self._settings.attempt_ns
+
+    def _detach(self, case: Case, now_ns: int) -> None:
+        case.life.apply(Move.DETACH)
+        case.idle_looks = 0
+        case.account_due_ns = now_ns
+        finish(self._handoff.release(case.candidate))
+        self._fill_slots(now_ns)
+
+    def _on_accounted(self, case: Case, assignment: _Assignment, accounted: Accounted, now_ns: int) -> None:
+        if case.life.state is not State.LEAVING:
+            return
+        is_moving = verify.has_moved(case.memory_seen, accounted.memory) or verify.is_charge_moving(
+            case.charged_seen, accounted.charged, case.held_before_bytes
+        )
+        case.memory_seen = accounted.memory
+        case.charged_seen = accounted.charged
+        has_returned = verify.has_returned(case.before, case.scouting.charged, accounted)
+        if has_returned and (case.has_died or not is_moving):
+            self._leave(case, accounted, f"it ended by itself; {case.reason}", now_ns)
+            return
+        case.idle_looks = 0 if is_moving else case.idle_looks + 1
+        if case.idle_looks < self._settings.attempts:
+            case.account_due_ns = assignment.started_ns + self._settings.attempt_ns
+        elif accounted.memory is not None:
+            self._give_up(case, f"its memory is still held; {case.reason}", now_ns)
+        elif not assignment.job.deep:
+            self._deep_looks.add(case.identity)
+            self._looks.append((JobKind.ACCOUNT, case))
+        elif verify.is_orphaned(case.before, accounted):
+            case.freed_bytes = 0
+            holders = ", ".join(accounted.holders) or "nobody found standing in a call on it"
+            case.reason = f"its memory is still charged though no process owns it: pinned by somebody ({holders})"
+            self._end(case, Move.PINNED, now_ns)
+        else:
+            self._leave(case, accounted, "it ended by itself; others took up its memory at once", now_ns)
+
+    def _leave(self, case: Case, accounted: Accounted, reason: str, now_ns: int) -> None:
+        case.note_freed(accounted.memory)
+        case.reason = reason
+        self._end(case, Move.MEMORY_BACK, now_ns)
+
+    def _on_probed(self, case: Case, probed: Probed, now_ns: int) -> None:
+        """The memory of a victim whose attempt is overdue has been looked at."""
+        for worker, assignment in list(self._busy.items()):
+            if assignment.job.kind is JobKind.STRIKE and assignment.subject is case:
+                if verify.has_moved(case.memory_seen, probed.memory):
+                    case.memory_seen = probed.memory
+                    self._busy[worker] = assignment._replace(deadline_ns=now_ns + self._settings.attempt_ns)
+                else:
+                    self._lose(worker, assignment, now_ns)
+
+    def _give_up(self, case: Case, reason: str, now_ns: int) -> None:
+        """The budget is spent: leave this victim aside and say where it stands."""
+        for worker, assignment in list(self._busy.items()):
+            if assignment.job.kind is JobKind.STRIKE and assignment.subject is case:
+                self._dismiss(worker, now_ns)
+        case.note_freed(case.memory_seen)
+        case.reason = f"given up after {case.attempts} attempts: {reason.lstrip('; ')}"
+        case.life.apply(Move.GIVE_UP)
+        case.settled_ns = now_ns
+        case.inquest_limit_ns = now_ns + _INQUEST_LIMIT_NS
+        case.strike_due_ns = case.account_due_ns = case.help_due_ns = None
+        finish(self._handoff.release(case.candidate))
+        self._looks.append((JobKind.INQUEST, case))
+        self._fill_slots(now_ns)
+
+    def _end(self, case: Case, move: Move, now_ns: int, *, settled_ns: int | None = None) -> None:
+        """A victim has come to an end; ``settled_ns`` is when that was so, if before now."""
+        case.life.apply(move)
+        case.settled_ns = now_ns if settled_ns is None else settled_ns
+        case.strike_due_ns = case.account_due_ns = None
+        finish(self._handoff.release(case.candidate))
+        self._settle(case, now_ns)
+        self._fill_slots(now_ns)
+
+    def _settle(self, case: Case, now_ns: int) -> None:
+        """Write the record."""
+        if not case.is_settled:
+            case.is_settled = True
+            self._events.append(Event(EventKind.SETTLED, case.identity, now_ns, outcome=case.outcome()))
+        self._close(case, now_ns)
+
+    def _close(self, case: Case, now_ns: int) -> None:
+        """Take a victim off the books when nothing more is due for it; its mark stays."""
+        if not case.is_settled and case.inquest_limit_ns <= now_ns:
+            self._settle(case, now_ns)  # nobody came to hold the inquest: the record goes out without
+        elif case.is_settled and case.help_due_ns is None:
+            self._cases.pop(case.identity, None)
+
+    def _on_timeout(self, case: Case, now_ns: int) -> None:
+        if case.life.permits(Move.REFUSE) and case.signal_ns is None:
+            case.reason = "no worker could be started in the time allowed"
+            self._end(case, Move.REFUSE, now_ns)
+        elif case.life.state is not State.CHOSEN:
+            self._give_up(case, f"{case.reason}; the time allowed is over", now_ns)
+
+    # -- workers -------------------------------------------------------------------------------------------
+
+    def _fill_slots(self, now_ns: int) -> None:
+        while (candidate := finish(self._handoff.take_next())) is not None:
+            case = self._cases[candidate.identity]
+            case.life.apply(Move.ANNOUNCE)
+            self._tell(EventKind.ANNOUNCE, case, now_ns)
+            case.strike_due_ns = now_ns
+
+    def _put_to_work(self, now_ns: int) -> None:
+        """Give idle workers what is due: attempts first, then the looks."""
+        for case in list(self._cases.values()):
+            if not self._idle:
+                return
+            if case.strike_due_ns is not None and case.strike_due_ns <= now_ns:
+                self._strike(case, now_ns)
+        while self._idle and self._looks:
+            kind, subject = self._looks.popleft()
+            self._assign(self._job(kind, subject), subject, now_ns)
+
+    def _strike(self, case: Case, now_ns: int) -> None:
+        if case.life.state is State.ANNOUNCED:
+            case.life.apply(Move.HAND_OVER)
+        case.strike_due_ns = None
+        case.attempts += 1
+        self._attempts += 1
+        self._assign(self._job(JobKind.STRIKE, case), case, now_ns)
+
+    def _job(self, kind: JobKind, subject: Case | _Target) -> Job:
+        if isinstance(subject, _Target):
+            return Job(kind, subject.pid, None)
+        identity = subject.identity
+        is_deep = kind is JobKind.ACCOUNT and identity in self._deep_looks
+        self._deep_looks.discard(identity)
+        is_strike = kind is JobKind.STRIKE
+        return Job(
+            kind,
+            identity.pid,
+            identity.start_time_ticks,
+            sharer_pids=tuple(sharer.pid for sharer in subject.sharers) if is_strike else (),
+            rescan=is_strike and subject.needs_rescan,
+            spare_dump=self._settings.spare_dump,
+            can_release=self._can_release,
+            memcg_directory=subject.scouting.charged.memcg_directory,
+            deep=is_deep,
+        )
+
+    def _assign(self, job: Job, subject: Case | _Target, now_ns: int) -> None:
+        worker = self._idle.popleft()
+        limit_ns = _DEADLINE_NS_OF_LOOK.get(job.kind, self._settings.attempt_ns)
+        assignment = _Assignment(job, subject, now_ns, now_ns + limit_ns)
+        self._busy[worker] = assignment
+        if not self._workers.assign(worker, job, subject.handle):
+            self.on_worker_exit(worker, now_ns, why="it was gone when it was needed", is_sandboxed=False)
+
+    def _on_overdue(self, worker: int, assignment: _Assignment, now_ns: int) -> None:
+        """A deadline has passed. A worker that runs, or waits for a CPU, is left to it; one that sleeps is stuck."""
+        if not self._workers.is_waiting(worker):
+            extension_ns = assignment.deadline_ns - assignment.started_ns
+            self._busy[worker] = assignment._replace(started_ns=now_ns, deadline_ns=now_ns + extension_ns)
+            return
+        subject = assignment.subject
+        if assignment.job.kind is not JobKind.STRIKE or not isinstance(subject, Case):
+            self._dismiss(worker, now_ns)
+            self._on_no_answer(assignment, "a look at it did not come back", now_ns)
+        elif self._idle and not self._is_probed(subject):
+            # The probe's answer decides; its own deadline stands for this one's.
+            self._busy[worker] = assignment._replace(deadline_ns=now_ns + 2 * self._settings.attempt_ns)
+            self._assign(self._job(JobKind.PROBE, subject), subject, now_ns)
+        else:
+            self._lose(worker, assignment, now_ns)
+
+    def _is_probed(self, case: Case) -> bool:
+        return any(
+            assignment.job.kind is JobKind.PROBE and assignment.subject is case for assignment in self._busy.values()
+        )
+
+    def _lose(self, worker: int, assignment: _Assignment, now_ns: int) -> None:
+        """A worker stands on the victim's mmap_lock: end it, and let a spare try again."""
+        self._dismiss(worker, now_ns)
+        self._on_no_answer(assignment, "process_mrelease did not return: mmap_lock is held", now_ns)
+
+    def _dismiss(self, worker: int, now_ns: int) -> None:
+        del self._busy[worker]
+        self._workers.dismiss(worker)
+        self._lost += 1
+        self._restart_ns = now_ns
+
+    def _on_no_answer(self, assignment: _Assignment, reason: str, now_ns: int) -> None:
+        """A job will never be answered; go on without."""
+        subject = assignment.subject
+        if isinstance(subject, _Target):
+            self._scouted.append((subject.handle, Scouted(None, reason)))
+            return
+        match assignment.job.kind:
+            case JobKind.STRIKE if not subject.life.is_over:
+                if subject.signal_ns is None:
+                    subject.signal_ns = assignment.started_ns
+                    self._tell(EventKind.KILLED, subject, now_ns)
+                if not subject.is_helped and not subject.has_died:
+                    subject.help_due_ns = now_ns
+                subject.reason = reason
+                self._again(subject, assignment.started_ns, subject.memory_seen, now_ns)
+            case JobKind.ACCOUNT if subject.life.state is State.LEAVING:
+                subject.idle_looks += 1
+                if subject.idle_looks < self._settings.attempts:
+                    subject.account_due_ns = now_ns
+                else:
+                    self._give_up(subject, reason, now_ns)
+            case JobKind.INQUEST:
+                self._settle(subject, now_ns)
+            case JobKind.PROBE:
+                self._on_probed(subject, Probed(subject.memory_seen), now_ns)
+            case _:
+                pass  # HELP is a favour; it is not repeated
+
+    def _restore_strength(self, now_ns: int) -> None:
+        """Start as many workers as are missing, never on the way to a kill: after the work has been given out."""
+        self._restart_ns = None
+        self._put_to_work(now_ns)
+        wanted = self._settings.workers + self._settings.spares
+        while len(self._starting) + len(self._idle) + len(self._busy) < wanted:
+            worker = self._workers.start(can_release=self._can_release)
+            if worker is None:
+                self._restart_ns = now_ns + _RESTART_DELAY_NS
+                return
+            self._started += 1
+            self._starting.add(worker)
+
+    def _tell(self, kind: EventKind, case: Case, now_ns: int) -> None:
+        self._events.append(Event(kind, case.identity, now_ns))
+
+    def _warn(self, case: Case | None, text: str, now_ns: int) -> None:
+        self._events.append(Event(EventKind.WARNING, case.identity if case else None, now_ns, text))

@@ -1,0 +1,181 @@
+"""The crew's other end: forks workers, gives them jobs over a socket, ends them. Never waits for one.
+
+Each worker has one SOCK_SEQPACKET pair; a job travels with the victim's pidfd beside it. Who drives the crew
+watches ``filenos`` and calls ``read`` when one is readable.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from typing import TYPE_CHECKING, NamedTuple
+
+from oomreaper.errors import BrokenPromiseError
+from oomreaper.linux import syscalls
+from oomreaper.model.outcome import Outcome
+from oomreaper.policy.protection import Ourselves
+from oomreaper.reaper.jobs import Job, Report, Scouted, SharersPart
+from oomreaper.reaper.wire import MESSAGE_LIMIT_BYTES, decode_report, encode_job
+from oomreaper.reaper.worker import child
+
+if TYPE_CHECKING:
+    from oomreaper.model.process import Sharer
+
+# The states of /proc/PID/stat in which a task sleeps in the kernel; R runs or waits for a CPU.
+_SLEEPING = ("S", "D", "K")
+# A killed worker leaves within 1 ms (2026-11); one that does not is the kernel's to keep, and not waited for.
+_LAST_WAIT_MS = 100
+
+
+class Ended(NamedTuple):
+    """A worker has ended by itself. ``is_sandboxed``: by SIGSYS, from a seccomp filter."""
+
+    worker: int
+    why: str
+    is_sandboxed: bool
+
+
+class Answered(NamedTuple):
+    """A worker has answered."""
+
+    worker: int
+    report: Report
+
+
+class Pool:
+    """Worker processes by number (their pid). Implements ``oomreaper.reaper.crew.Workers``.
+
+    Args:
+        ancestors: The pids that this process descends from; no worker will signal one of them.
+    """
+
+    def __init__(self, ancestors: frozenset[int]) -> None:
+        self._ancestors = ancestors
+        self._connections: dict[int, socket.socket] = {}
+        self._parts: dict[int, list[Sharer]] = {}
+        self._dismissed: set[int] = set()
+
+    # -- the seam of the crew ------------------------------------------------------------------------------
+
+    def start(self, *, can_release: bool) -> int | None:
+        """Fork a worker; None when there is no memory, no pid or no descriptor for it now."""
+        self.reap_dismissed()
+        ourselves = self.ourselves()
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            return None
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            return None
+        if pid == 0:
+            child.run(theirs, ourselves=ourselves, can_release=can_release)
+        theirs.close()
+        ours.setblocking(False)
+        self._connections[pid] = ours
+        return pid
+
+    def assign(self, worker: int, job: Job, handle: int) -> bool:
+        """Send a job with the victim's pidfd; False when the worker is gone or does not take it."""
+        try:
+            socket.send_fds(self._connections[worker], [encode_job(job)], [handle])
+        except OSError:
+            return False
+        return True
+
+    def dismiss(self, worker: int) -> None:
+        """SIGKILL a worker; one that stands in process_mrelease dies of it within a millisecond."""
+        os.kill(worker, signal.SIGKILL)  # our own child, not waited for: the pid cannot have been recycled
+        self._forget(worker)
+        self._dismissed.add(worker)
+
+    def is_waiting(self, worker: int) -> bool:
+        """Whether the worker sleeps in the kernel."""
+        try:
+            with open(f"/proc/{worker}/stat", "rb") as file:
+                line = file.read()
+        except OSError:
+            return True
+        return line[line.rindex(b")") + 2 :].decode("ascii")[0] in _SLEEPING
+
+    # -- for who drives the crew ---------------------------------------------------------------------------
+
+    def ourselves(self) -> Ourselves:
+        """Who must never be a victim: this process and its workers; and where it stands."""
+        return Ourselves(frozenset({os.getpid(), *self._connections}), self._ancestors, os.getpgrp(), os.getsid(0))
+
+    def filenos(self) -> dict[int, int]:
+        """The descriptor to watch (for input) of each worker, by worker."""
+        return {worker: connection.fileno() for worker, connection in self._connections.items()}
+
+    def read(self, worker: int) -> Answered | Ended | None:
+        """What a worker has to say; None when that is only a part, or nothing."""
+        connection = self._connections[worker]
+        try:
+            message = connection.recv(MESSAGE_LIMIT_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            message = b""
+        if not message:
+            return self._on_end(worker)
+        report = decode_report(message)
+        if isinstance(report, Outcome):
+            raise BrokenPromiseError(f"a worker sent {type(report).__name__}")
+        if isinstance(report, SharersPart):
+            self._parts.setdefault(worker, []).extend(report.sharers)
+            return None
+        if isinstance(report, Scouted) and report.scouting is not None and worker in self._parts:
+            sharers = (*report.scouting.sharers, *self._parts.pop(worker))
+            report = Scouted(report.scouting._replace(sharers=sharers), report.problem)
+        return Answered(worker, report)
+
+    def reap_dismissed(self) -> None:
+        """Wait, without waiting, for workers that were ended."""
+        for worker in list(self._dismissed):
+            pid, _status = os.waitpid(worker, os.WNOHANG)
+            if pid:
+                self._dismissed.discard(worker)
+
+    def close(self) -> None:
+        """End all workers and wait for them; each has nothing left to do."""
+        for worker in list(self._connections):
+            self.dismiss(worker)
+        for worker in self._dismissed:
+            _wait(worker)
+        self._dismissed.clear()
+
+    def _on_end(self, worker: int) -> Ended:
+        """A worker closed its end: it has ended, or is about to."""
+        os.kill(worker, signal.SIGKILL)
+        self._forget(worker)
+        status = _wait(worker)
+        if status is None:
+            self._dismissed.add(worker)
+            return Ended(worker, "and has not left the kernel yet", is_sandboxed=False)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            return Ended(worker, f"by {signal.Signals(number).name}", number == signal.SIGSYS)
+        return Ended(worker, f"with exit status {os.WEXITSTATUS(status)}", is_sandboxed=False)
+
+    def _forget(self, worker: int) -> None:
+        self._connections.pop(worker).close()
+        self._parts.pop(worker, None)
+
+
+def _wait(worker: int) -> int | None:
+    """The exit status of a worker that is ending; None when it has not ended within the limit."""
+    pidfd = syscalls.pidfd_open(worker)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_LAST_WAIT_MS):
+            return None
+    finally:
+        os.close(pidfd)
+    return os.waitpid(worker, 0)[1]

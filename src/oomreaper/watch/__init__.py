@@ -1,0 +1,1 @@
+"""The loops: what waits, and drives the pure rooms with what the kernel tells."""
