@@ -127,8 +127,9 @@ def _on_sigterm(_number: int, _frame: object) -> NoReturn:
 
 
 def _run_reap(arguments: argparse.Namespace) -> int:
-    from oomreaper.watch.errand import Errand, make_settings
+    from oomreaper.watch.errand import Errand, make_settings, take_usual_signals
 
+    take_usual_signals()
     targets = arguments.targets
     settings = make_settings(timeout_seconds=arguments.timeout, coredump=arguments.coredump, victims=len(targets))
     outcomes = Errand(targets, settings, is_dry_run=arguments.dry_run).run()

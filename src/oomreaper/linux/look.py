@@ -42,6 +42,9 @@ def scout(proc_root: int, process: int, pidfd: int, mounts: list[cgroup.Mount]) 
     can_compare = True
     if memory is not None and not stat.is_kernel_thread:
         sharers, can_compare = find_sharers(proc_root, process, stat.pid)
+    is_dead = has_ended(pidfd)
+    memcg_directory = _memcg_directory(mounts, process)
+    charged = read_charged(proc_root, memcg_directory, deep=is_dead)
     signal_errno = errno_of_signal(pidfd)
     if signal_errno is None:
         return None
@@ -58,13 +61,14 @@ def scout(proc_root: int, process: int, pidfd: int, mounts: list[cgroup.Mount]) 
             oom_score_adj=proc.read_oom_score_adj(process),
             is_kernel_thread=stat.is_kernel_thread,
             is_dumping_core=status.is_dumping_core,
-            is_dead=has_ended(pidfd),
+            is_dead=is_dead,
             signal_errno=signal_errno,
         ),
         memory=memory,
-        charged=read_charged(proc_root, _memcg_directory(mounts, process)),
+        charged=charged,
         sharers=sharers,
         can_compare=can_compare,
+        holders=find_holders(proc_root, stat.pid) if is_dead else (),
     )
 
 

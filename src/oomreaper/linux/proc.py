@@ -61,16 +61,22 @@ def open_root(path: str = "/proc") -> int:
     """A descriptor of the /proc to read.
 
     Raises:
-        KernelError: there is none, or what is there is no procfs.
+        KernelError: There is none; it shows processes only (subset=pid); or it shows those of another pid namespace,
+            so that its numbers name other processes to the kernel than to us.
     """
     try:
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.close(os.open("self/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root))
     except OSError as error:
-        raise KernelError(
-            f"{path} is not a mounted procfs ({error.strerror}); without it no process can be identified. "
-            f"Mount it: mount -t proc proc {path}"
-        ) from error
+        raise _no_procfs(path, str(error.strerror)) from error
+    try:
+        own_pid = os.readlink("self", dir_fd=root)
+        os.close(os.open("meminfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root))
+    except OSError as error:
+        os.close(root)
+        raise _no_procfs(path, f"{error.filename}: {error.strerror}") from error
+    if own_pid != str(os.getpid()):
+        os.close(root)
+        raise _no_procfs(path, "it belongs to another pid namespace")
     return root
 
 
@@ -215,6 +221,13 @@ def parse_meminfo(content: bytes) -> dict[str, int]:
         if words:
             table[key.decode("ascii")] = int(words[0]) * (_KIB if len(words) > 1 else 1)
     return table
+
+
+def _no_procfs(path: str, why: str) -> KernelError:
+    return KernelError(
+        f"{path} is no usable procfs ({why}); without one no process can be identified. "
+        f"Mount one: mount -t proc proc {path}"
+    )
 
 
 def _kib_field(fields: dict[bytes, bytes], name: bytes) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import signal
 
 SYS_PIDFD_SEND_SIGNAL = 424
@@ -32,7 +31,7 @@ _SYS_KCMP_BY_MACHINE = {
     "s390x": 343,
 }
 # On an architecture we do not know, -1 makes the kernel answer ENOSYS: "no kcmp here".
-SYS_KCMP = _SYS_KCMP_BY_MACHINE.get(platform.machine(), -1)
+SYS_KCMP = _SYS_KCMP_BY_MACHINE.get(os.uname().machine, -1)
 KCMP_VM = 1
 
 MCL_CURRENT = 1

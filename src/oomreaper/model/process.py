@@ -42,7 +42,8 @@ class Sharer(NamedTuple):
 class Scouting(NamedTuple):
     """All that a look at a target found, before the decision. ``sharers`` excludes the target itself.
 
-    ``can_compare`` is False when kcmp(2) is refused or missing here, so that sharers cannot be known.
+    ``can_compare`` is False when kcmp(2) is refused or missing here, so that sharers cannot be known. ``holders``
+    are looked for only when the process has ended already: who may still pin its memory.
     """
 
     process: Process
@@ -50,6 +51,7 @@ class Scouting(NamedTuple):
     charged: ChargedMemory
     sharers: tuple[Sharer, ...]
     can_compare: bool
+    holders: tuple[str, ...] = ()
 
 
 class ThreadReport(NamedTuple):

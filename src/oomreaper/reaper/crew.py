@@ -410,8 +410,8 @@ class Crew:
             self._looks.append((JobKind.ACCOUNT, case))
         elif verify.is_orphaned(case.before, accounted):
             case.freed_bytes = 0
-            holders = ", ".join(accounted.holders) or "nobody found standing in a call on it"
-            case.reason = f"its memory is still charged though no process owns it: pinned by somebody ({holders})"
+            holders = verify.describe_holders(accounted.holders)
+            case.reason = f"its memory is still charged though no process owns it: {holders}"
             self._end(case, Move.PINNED, now_ns)
         else:
             self._leave(case, accounted, "it ended by itself; others took up its memory at once", now_ns)

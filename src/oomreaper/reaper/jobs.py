@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from types import MappingProxyType
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.model.identity import Identity
 from oomreaper.model.memory import ChargedMemory, VictimMemory
@@ -58,11 +58,15 @@ class Job(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """A worker is ready. ``mrelease_errno``: EBADF when process_mrelease exists here."""
+    """A worker is ready. ``mrelease_errno``: EBADF when process_mrelease exists here.
+
+    ``problem`` says why it cannot signal anybody at all: it is of no use then, and no other would be.
+    """
 
     mrelease_errno: int
     is_locked: bool
     is_realtime: bool
+    problem: str | None = None
 
 
 class Scouted(NamedTuple):

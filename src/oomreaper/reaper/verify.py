@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from oomreaper.model.memory import ChargedMemory, VictimMemory
+    from oomreaper.model.process import Scouting
     from oomreaper.reaper.jobs import Accounted, Struck
 
 # What may be left of a victim that counts as reaped: the counters are kept per CPU and read with an error before
@@ -133,6 +134,24 @@ def is_orphaned(before: VictimMemory | None, accounted: Accounted) -> bool:
         and orphan_bytes is not None
         and orphan_bytes >= before.reapable_bytes // _RETURNED_PART
     )
+
+
+def read_corpse(scouting: Scouting) -> int | None:
+    """How many bytes of a process that has ended are still pinned, as far as can be told; None: nothing speaks for it.
+
+    What it held is not known any more. Memory that its own memory cgroup is charged for and nobody there owns is its;
+    on a machine's whole count only when somebody is found standing in a call on it.
+    """
+    orphan_bytes = scouting.charged.orphan_bytes
+    is_its_own = scouting.charged.memcg_bytes is not None or bool(scouting.holders)
+    if orphan_bytes is None or orphan_bytes < SMALLEST_JUDGED_BYTES or not is_its_own:
+        return None
+    return orphan_bytes
+
+
+def describe_holders(holders: tuple[str, ...]) -> str:
+    """Who pins it, in words."""
+    return f"pinned by {', '.join(holders)}" if holders else "pinned, though nobody was found standing in a call on it"
 
 
 def _charge_fall(earlier: ChargedMemory, now: ChargedMemory) -> int:

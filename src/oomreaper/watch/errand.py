@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -21,9 +22,10 @@ from oomreaper.model.event import Event, EventKind
 from oomreaper.model.identity import Identity
 from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.policy import protection
-from oomreaper.reaper import wire
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper import verify, wire
+from oomreaper.reaper.crew import Crew, Settings, Statistics
 from oomreaper.reaper.handoff import Entry
+from oomreaper.reaper.jobs import Hello
 from oomreaper.reaper.worker.pool import Answered, Pool
 
 if TYPE_CHECKING:
@@ -85,6 +87,10 @@ class Errand:
         self._watched: set[int] = set()  # pidfds of victims that have not ended
         self._comrades: dict[Target, tuple[Scouting, Identity]] = {}  # targets served by another's reaping
         self._sandbox_kills = 0
+
+    def statistics(self) -> Statistics:
+        """The crew's counts."""
+        return self._crew.statistics()
 
     def run(self) -> list[Outcome]:
         """Do it; one outcome for each target, in their order.
@@ -157,12 +163,7 @@ class Errand:
         if refusal is not None:
             self._refuse(target, refusal, scouting)
         elif process.is_dead:
-            self._outcomes[target] = Outcome(
-                *process.identity,
-                process.comm,
-                OutcomeKind.GONE,
-                reason=f"it has already ended; its parent, process {process.parent_pid}, has not waited for it yet",
-            )
+            self._outcomes[target] = _of_corpse(scouting)
         elif self._is_dry_run:
             self._outcomes[target] = _would_be(scouting)
         else:
@@ -225,6 +226,8 @@ class Errand:
                 continue
             said = self._pool.read(workers[fileno])
             if isinstance(said, Answered):
+                if isinstance(said.report, Hello) and said.report.problem is not None:
+                    raise KernelError(f"{said.report.problem}; see oomreaper doctor")
                 self._crew.on_report(said.worker, said.report, now_ns)
             elif said is not None:
                 self._sandbox_kills += said.is_sandboxed
@@ -286,6 +289,12 @@ def make_settings(*, timeout_seconds: float, coredump: str, victims: int = 1) ->
     )
 
 
+def take_usual_signals() -> None:
+    """Undo what whoever started us may have left to us: an ignored SIGCHLD (we could not wait), blocked signals."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 # Started with -I -S: no site, no user's environment, 20 ms sooner; so it is told where the package lies.
 _ELSEWHERE = "import sys; sys.path.insert(0, sys.argv[1]); from oomreaper.watch import errand; errand.serve_library()"
 
@@ -293,6 +302,9 @@ _ELSEWHERE = "import sys; sys.path.insert(0, sys.argv[1]); from oomreaper.watch 
 def reap_elsewhere(pid: int, *, start_time_ticks: int | None, timeout_seconds: float, coredump: str) -> Outcome:
     """Run one errand in a process of its own; see ``oomreaper.reap``."""
     make_settings(timeout_seconds=timeout_seconds, coredump=coredump)
+    if not sys.executable or getattr(sys, "frozen", False):
+        # A frozen program is its own "interpreter": to start it would start that program once more.
+        raise KernelError("there is no Python interpreter to start here; run the command: oomreaper reap --json PID")
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     arguments = [str(pid), str(start_time_ticks or ""), repr(timeout_seconds), coredump]
     try:
@@ -315,6 +327,7 @@ def reap_elsewhere(pid: int, *, start_time_ticks: int | None, timeout_seconds: f
 def serve_library() -> None:
     """The other end of ``reap_elsewhere``: arguments in argv, one encoded outcome on stdout."""
     pid, started, timeout_seconds, coredump = sys.argv[2:]
+    take_usual_signals()
     settings = make_settings(timeout_seconds=float(timeout_seconds), coredump=coredump)
     target = Target(int(pid), int(started) if started else None)
     try:
@@ -355,6 +368,20 @@ def _refuse_thread(pid: int) -> protection.Refusal:
     if status is None:
         return protection.Refusal("it is a thread that leads no process; name the process itself")
     return protection.Refusal(f"it is a thread of process {status.tgid}; name that one: oomreaper reap {status.tgid}")
+
+
+def _of_corpse(scouting: Scouting) -> Outcome:
+    """A process that has ended and was not waited for: gone, unless its memory has outlived it."""
+    process = scouting.process
+    pinned_bytes = verify.read_corpse(scouting)
+    if pinned_bytes is None:
+        reason = f"it has already ended; its parent, process {process.parent_pid}, has not waited for it yet"
+        return Outcome(*process.identity, process.comm, OutcomeKind.GONE, reason=reason)
+    reason = (
+        f"it has already ended, and about {pinned_bytes // _MIB} MiB are still charged though no process owns them: "
+        f"{verify.describe_holders(scouting.holders)}"
+    )
+    return Outcome(*process.identity, process.comm, OutcomeKind.LOST, freed_bytes=0, reason=reason)
 
 
 def _would_be(scouting: Scouting) -> Outcome:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Of each second. A reap takes 44 ms a GiB (2026-11), and a group past its budget waits for the next second.
 _REALTIME_RUNTIME_US = 500_000
 
+_REPORT = "unexpected: please report it, with the output of oomreaper doctor --json"
 _FILTER_REMEDY = "permit it in the seccomp filter: see seccomp"
 
 
@@ -126,6 +127,8 @@ def describe_mlockall(interview: Interview, standing: Standing, limits: Limits) 
 
 def find_remedy(answer: Answer, standing: Standing, newer: str) -> str:
     """Tell what to do about a refusal; ``newer`` is what to get when the kernel has it not."""
+    if answer.is_our_bug:
+        return _REPORT
     if answer.number is None and not answer.signal_number:
         return f"{answer.word}; let this program start Python, or ask from a shell: oomreaper doctor"
     if answer.number == errno.ENOSYS:
@@ -135,7 +138,7 @@ def find_remedy(answer: Answer, standing: Standing, newer: str) -> str:
     if answer.is_refused:
         is_by_filter = standing.is_filtered or answer.signal_number
         return _FILTER_REMEDY if is_by_filter else "no seccomp filter did it: look for the denial in the audit log"
-    return "unexpected: please report it, with the output of oomreaper doctor --json"
+    return _REPORT
 
 
 def _judge(answer: Answer) -> FeatureState:

@@ -24,6 +24,8 @@ _PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]); from oomreaper.linux.features.prober import main; main(sys.argv[2])"
 )
 
+_OUR_BUG = "our bug: "
+
 
 class Answer(NamedTuple):
     """What became of one question.
@@ -35,6 +37,11 @@ class Answer(NamedTuple):
     number: int | None
     signal_number: int = 0
     word: str = ""
+
+    @property
+    def is_our_bug(self) -> bool:
+        """Whether the question failed in our own code."""
+        return self.word.startswith(_OUR_BUG)
 
     @property
     def is_refused(self) -> bool:
@@ -49,7 +56,7 @@ class Answer(NamedTuple):
             return "no answer in time"
         if self.signal_number:
             return f"killed by {_name_signal(self.signal_number)}"
-        return "not asked"
+        return self.word if self.is_our_bug else "not asked"
 
 
 class Interview(NamedTuple):
@@ -100,14 +107,21 @@ def parse_report(report: bytes) -> Interview:
     head, separator, status = report.partition(b"\n\n")
     if not separator:
         return Interview({})
-    answers = {}
-    for line in head.decode("ascii", "replace").split("\n"):
-        fields = line.split(" ")
-        if len(fields) != 4:  # noqa: PLR2004 - name, errno, signal, word
-            return Interview({})
-        name, number, signal_number, word = fields
-        answers[name] = Answer(None if number == "-" else int(number), int(signal_number), "" if word == "-" else word)
+    try:
+        answers = dict(_parse_line(line) for line in head.decode("ascii").split("\n"))
+    except ValueError:
+        return Interview({})
     return Interview(answers, status)
+
+
+def _parse_line(line: str) -> tuple[str, Answer]:
+    name, number, signal_number, word = line.split(" ")
+    word = "" if word == "-" else word
+    if number != "-":
+        return name, Answer(int(number), word=word)
+    if int(signal_number):
+        return name, Answer(None, int(signal_number))
+    return name, Answer(None, word=_OUR_BUG + word)
 
 
 def _name_signal(number: int) -> str:

@@ -68,7 +68,7 @@ def describe_swap(tree: Tree) -> Feature:
             FeatureState.MISSING,
             "none",
             lost="shortages come without warning, and rules on swap_free have nothing to look at",
-            remedy="optional, in compressed memory: modprobe zram; dev=$(zramctl -f -s 4G) && mkswap $dev && swapon $dev",
+            remedy="optional, compressed: modprobe zram; dev=$(zramctl -f -s 4G) && mkswap $dev && swapon $dev",
         )
     found = [_tell_of_area(*fields[:4]) for fields in areas]
     if (tree.read_sys("module/zswap/parameters/enabled") or b"N").strip() == b"Y":

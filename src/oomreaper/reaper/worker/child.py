@@ -276,26 +276,34 @@ def run(connection: socket.socket, *, ourselves: protection.Ourselves, can_relea
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         own_pid = os.getpid()
         worker = WorkerChild(connection, proc.open_root(), ourselves._replace(pids=ourselves.pids | {own_pid}))
-        _rehearse(own_pid)
+        problem = _rehearse(own_pid)
         residency = become_resident()
         mrelease_errno = syscalls.answer_of_mrelease_probe() if can_release else errno.ENOSYS
-        worker.answer(Hello(mrelease_errno, residency.is_locked, residency.is_realtime))
+        worker.answer(Hello(mrelease_errno, residency.is_locked, residency.is_realtime, problem))
         if os.getppid() in ourselves.pids:  # it may have ended before we asked to end with it
             worker.serve()
         status = 0
+    except (BrokenPipeError, ConnectionResetError):
+        status = 0  # the parent has gone or has done with us
     except BaseException:  # noqa: BLE001 - the last frame of this process: whatever it was, it is said, and it ends here
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _rehearse(own_pid: int) -> None:
+def _rehearse(own_pid: int) -> str | None:
     """Walk the kill path with signal 0: a sandbox that kills for it does so now, and before any victim is touched."""
-    pidfd = syscalls.pidfd_open(own_pid)
-    syscalls.pidfd_send_signal(pidfd, 0)
-    os.close(pidfd)
     with contextlib.suppress(OSError):
         syscalls.is_same_mm(own_pid, own_pid)
+    call = "pidfd_open"
+    try:
+        pidfd = syscalls.pidfd_open(own_pid)
+        call = "pidfd_send_signal"
+        syscalls.pidfd_send_signal(pidfd, 0)
+        os.close(pidfd)
+    except OSError as error:
+        return f"this kernel or sandbox refuses {call} ({error.strerror}), so nobody can be signalled safely"
+    return None
 
 
 def _kill(pidfd: int, *, can_release: bool) -> tuple[int, int | None]:

@@ -13,7 +13,6 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.errors import BrokenPromiseError
-from oomreaper.linux import syscalls
 from oomreaper.model.outcome import Outcome
 from oomreaper.policy.protection import Ourselves
 from oomreaper.reaper.jobs import Job, Report, Scouted, SharersPart
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 _SLEEPING = ("S", "D", "K")
 # A killed worker leaves within 1 ms (2026-11); one that does not is the kernel's to keep, and not waited for.
 _LAST_WAIT_MS = 100
+# How often a worker that has closed its socket is found still leaving before it is left to the kernel.
+_LAST_LOOKS = 10_000
 
 
 class Ended(NamedTuple):
@@ -56,6 +57,7 @@ class Pool:
         self._connections: dict[int, socket.socket] = {}
         self._parts: dict[int, list[Sharer]] = {}
         self._dismissed: set[int] = set()
+        self._last_looks: dict[int, int] = {}
 
     # -- the seam of the crew ------------------------------------------------------------------------------
 
@@ -143,19 +145,25 @@ class Pool:
                 self._dismissed.discard(worker)
 
     def close(self) -> None:
-        """End all workers and wait for them; each has nothing left to do."""
+        """End all workers and wait a moment for them; each has nothing left to do."""
         for worker in list(self._connections):
             self.dismiss(worker)
-        for worker in self._dismissed:
-            _wait(worker)
-        self._dismissed.clear()
+        poll = select.poll()
+        for _ in range(_LAST_WAIT_MS):
+            self.reap_dismissed()
+            if not self._dismissed:
+                return
+            poll.poll(1)
 
-    def _on_end(self, worker: int) -> Ended:
-        """A worker closed its end: it has ended, or is about to."""
+    def _on_end(self, worker: int) -> Ended | None:
+        """A worker closed its end: it has ended, or is about to; its socket stays readable until we know how."""
         os.kill(worker, signal.SIGKILL)
+        pid, status = os.waitpid(worker, os.WNOHANG)
+        looks = self._last_looks[worker] = self._last_looks.get(worker, 0) + 1
+        if not pid and looks < _LAST_LOOKS:
+            return None
         self._forget(worker)
-        status = _wait(worker)
-        if status is None:
+        if not pid:
             self._dismissed.add(worker)
             return Ended(worker, "and has not left the kernel yet", is_sandboxed=False)
         if os.WIFSIGNALED(status):
@@ -166,16 +174,4 @@ class Pool:
     def _forget(self, worker: int) -> None:
         self._connections.pop(worker).close()
         self._parts.pop(worker, None)
-
-
-def _wait(worker: int) -> int | None:
-    """The exit status of a worker that is ending; None when it has not ended within the limit."""
-    pidfd = syscalls.pidfd_open(worker)
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_LAST_WAIT_MS):
-            return None
-    finally:
-        os.close(pidfd)
-    return os.waitpid(worker, 0)[1]
+        self._last_looks.pop(worker, None)
