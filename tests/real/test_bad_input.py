@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +23,9 @@ from tests.interpreters import NOBODY
 from tests.real.command import COMMAND, reap, reap_command
 from tests.victims import stage
 from tests.victims.processes import start_time_ticks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SIZE_BYTES = 16 * stage.MIB
 SECCOMP = Path(__file__).parent.parent / "seccomp.py"
@@ -316,7 +319,8 @@ def test_hostile_names_do_no_harm(name: bytes) -> None:
     finally:
         victim.kill()
         victim.wait()
-        victim.stdout.close()
+        if victim.stdout is not None:
+            victim.stdout.close()
 
 
 # -- the library call --------------------------------------------------------------------------------------

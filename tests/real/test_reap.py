@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from oomreaper.model.event import Event, EventKind
+from oomreaper.model.event import Event
 from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.model.process import Scouting
 from oomreaper.reaper.jobs import Job, JobKind, Struck
@@ -165,7 +165,7 @@ def test_a_zombie_leader_does_not_hide_its_memory() -> None:
 @pytest.mark.needs("cc")
 @pytest.mark.parametrize("count", [1, 1000])
 def test_those_who_share_the_memory_die_with_it(count: int) -> None:
-    """CLONE_VM sharers keep the memory: they are found, killed first, named in the record, and the memory comes back."""
+    """CLONE_VM sharers keep the memory: they are found, killed first, named, and the memory comes back."""
     with stage.plain(sharers=count, size_bytes=SIZE_BYTES) as victim:
         run = reap(victim.pid)
 
@@ -272,7 +272,7 @@ def test_twenty_held_mmap_locks_cost_no_capacity() -> None:
         statistics = errand.statistics()
 
         assert [outcome.kind for outcome in outcomes[:-1]] == [OutcomeKind.UNREAPABLE] * 20
-        assert all(outcome.elapsed_ms is not None and outcome.elapsed_ms <= 1300 for outcome in outcomes)
+        assert [outcome for outcome in outcomes if outcome.elapsed_ms is None or outcome.elapsed_ms > 1300] == []
         assert outcomes[-1].kind in (OutcomeKind.REAPED, OutcomeKind.EXITED)
         assert statistics.workers_lost == 200
         assert statistics.workers_started == 203
@@ -352,7 +352,7 @@ def test_two_pids_of_one_address_space_are_reaped_once_and_reported_for_both() -
 
         assert [record["pid"] for record in run.records] == [victim.pid, sharer]
         assert [record["outcome"] for record in run.records] == ["reaped", "reaped"]
-        assert "reaped once" in run.records[1]["reason"]
+        assert sum("reaped once" in record["reason"] for record in run.records) == 1
         assert run.status == 0
 
 
@@ -382,7 +382,7 @@ def test_a_dry_run_signals_nobody() -> None:
 
 @pytest.mark.needs("cc", "root", "python_for_everybody", "ptrace")
 def test_an_ordinary_user_reaps_his_own() -> None:
-    """Without root there is no real-time priority and no lock, and the job is done all the same, on a stuck victim too."""
+    """Without root there is no real-time priority and no lock, and a stuck victim is reaped all the same."""
     with stage.parked_in_exit(size_bytes=SIZE_BYTES, user=NOBODY) as victim:
         run = reap(victim.pid, user=NOBODY)
 

@@ -1,6 +1,6 @@
 """Stand-ins for what the crew stands on, and the values that a test needs many of.
 
-``FakeWorkers`` keeps the contract of ``oomreaper.reaper.crew.Workers``; tests/real proves the same of the real pool.
+``FakeWorkers`` keeps the contract of ``oomreaper.reaper.roster.Workers``; tests/real proves the same of the real pool.
 What it was not taught it refuses: a job for a worker that is busy or gone is an error.
 """
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
 import pytest
 
 from oomreaper.model.identity import Identity
 from oomreaper.reaper.handoff import Candidate, Entry, Handoff, Marks, Slot, finish
 from tests.reaper.interleaving import Walk, walk
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Hashable, Iterable

@@ -16,7 +16,7 @@ import tempfile
 import time
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
-from oomreaper.demo.victims import Helper, RoleFailedError, Stage
+from oomreaper.demo.victims import Helper, RoleFailedError, Stage, undisturbed
 from oomreaper.errors import KernelError
 from oomreaper.model.event import Event, EventKind
 from oomreaper.watch.errand import Errand, make_settings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _NS_IN_MS = 1_000_000
 # How long SIGKILL is given to free the memory; an ordinary exit of 512 MiB takes 45 ms (KERNEL.md, section 5).
-_HOLD_NS = 1_000 * _NS_IN_MS
+HOLD_NS = 1_000 * _NS_IN_MS
 # What is shown before the fill and after the reap, for the eye.
 _MARGIN_NS = 200 * _NS_IN_MS
 # How soon a victim stands where the trap holds it: 1 ms here (2026-11).
@@ -297,7 +297,7 @@ def _kill_and_reap(stage: Stage, victim: Helper, size_bytes: int, chronicle: _Ch
     chronicle.tell_until(killed_ns)
     listener.on_killed(State(victim.read_stat().state, victim.read_wchan()), killed_ns)
     chronicle.is_paused = False
-    held_bytes = _watch_until(stage, moments, killed_ns + _HOLD_NS)
+    held_bytes = _watch_until(stage, moments, killed_ns + HOLD_NS)
 
     listener.on_reaping(held_bytes)
     settled_ns: list[int] = []
@@ -307,7 +307,9 @@ def _kill_and_reap(stage: Stage, victim: Helper, size_bytes: int, chronicle: _Ch
             settled_ns.append(event.monotonic_ns)
 
     settings = make_settings(timeout_seconds=_REAP_TIMEOUT_SECONDS, coredump="abort")
-    (outcome,) = Errand([victim.target], settings, on_event=on_event).run()
+    # A Ctrl-C waits for it, 0.3 s: between fork and its own first line a worker would take it for us.
+    with undisturbed():
+        (outcome,) = Errand([victim.target], settings, on_event=on_event).run()
     reaped_ns = settled_ns[-1] if settled_ns else time.monotonic_ns()
     chronicle.is_paused = True
     stage.catch_up()

@@ -23,7 +23,7 @@ import textwrap
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from oomreaper.demo import timeline
-from oomreaper.demo.acts import Listener
+from oomreaper.demo.acts import HOLD_NS, Listener
 from oomreaper.demo.bounds import MIB
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _NS_IN_MS = 1e6
 _NS_IN_SECOND = 1e9
+_HELD_FOR = f"{HOLD_NS / _NS_IN_SECOND:.1f} s"
 _RESET, _BOLD, _GREEN, _RED = "\x1b[0m", "\x1b[1m", "\x1b[32m", "\x1b[31m"
 # Below that no sentence can be read any more, and we rather let the terminal break the lines.
 _LEAST_WIDTH = 20
@@ -94,7 +95,7 @@ class Screen:
 
     def on_reaping(self, held_bytes: int) -> None:
         """The step."""
-        self._say(f"one second later it holds {held_bytes // MIB} MiB; reaping it", indent="  ")
+        self._say(f"{_HELD_FOR} later it holds {held_bytes // MIB} MiB; reaping it", indent="  ")
 
     def on_outcome(self, outcome: Outcome, at_ns: int) -> None:
         """Told with the whole act."""
@@ -156,11 +157,12 @@ class Screen:
 def summarize(performance: Performance) -> str:
     """One sentence or two: what the chart shows."""
     outcome = performance.outcome
-    held = f"Killed at 0.0 s: {performance.held_bytes // MIB} MiB still held after 1.0 s"
+    held = f"Killed at 0.0 s: {performance.held_bytes // MIB} MiB still held after {_HELD_FOR}"
     if not performance.has_stayed:
         return f"{held}. SIGKILL alone brought the memory back, so there was nothing to show."
     if not performance.has_come_back or outcome.freed_bytes is None or outcome.elapsed_ms is None:
-        return f"{held}; the reap did not bring it back: {outcome.reason}."
+        left = f"{performance.left_bytes // MIB} MiB are still held"
+        return f"{held}; the reap did not bring it back: {outcome.reason}; {left}."
     end = "while the process still cannot die" if outcome.still_dying else "and the process went with it"
     return f"{held}; reaped: {outcome.freed_bytes // MIB} MiB back in {outcome.elapsed_ms:.0f} ms {end}."
 

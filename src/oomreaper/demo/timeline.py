@@ -20,7 +20,8 @@ _MIB = 1 << 20
 _RESET, _HELD, _FREE = "\x1b[0m", "\x1b[31m", "\x1b[36m"
 # Left of the chart: five digits of MiB, the unit, and the axis.
 _GUTTER_COLUMNS = 7
-_LEAST_CHART_COLUMNS = 12
+# The longest label with its pointer.
+_LEAST_CHART_COLUMNS = 15
 # Wider shows no more: below 15 ms a column the samples (every 5 ms) would be seen one by one.
 _MOST_CHART_COLUMNS = 100
 _ROWS = 5
@@ -71,7 +72,7 @@ def render(
     use_unicode: bool,
     use_color: bool,
 ) -> list[str]:
-    """The lines of the chart, none longer than ``width`` (but for a width below 20).
+    """The lines of the chart, none longer than ``width`` (but for a width below 22).
 
     Args:
         samples: In order of time; between two, what was held is what the first says.

@@ -167,7 +167,7 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _undisturbed():
+        with undisturbed():
             # The last first: who holds the victim was started after it, and lets go of it by ending.
             for helper in reversed(self._helpers):
                 helper.kill()
@@ -182,7 +182,7 @@ class Stage:
         Raises:
             KernelError: No process can be started here.
         """
-        with _undisturbed():
+        with undisturbed():
             try:
                 helper = Helper(role, arguments, files)
             except OSError as error:
@@ -207,7 +207,7 @@ class Stage:
         raise RoleFailedError(helper.role, f"the {helper.role} did not answer in {_ANSWER_LIMIT_NS // 10**9} s")
 
     def wait_for_state(self, helper: Helper, letters: str, limit_ns: int) -> bool:
-        """Whether ``helper`` came to one of these states (of /proc/PID/stat) in time, and was in one at the next look."""
+        """Whether ``helper`` came to one of these states of /proc/PID/stat in time, and was in one at the next look."""
         looks = [False, False]
 
         def is_steady() -> bool:
@@ -241,7 +241,7 @@ class Stage:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """SIGINT and SIGTERM wait until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from oomreaper.linux import syscalls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # Where real time is refused: the best that the ordinary scheduler offers.
 _BEST_NICE = -20
@@ -37,6 +39,21 @@ def become_resident() -> Residency:
         _permitted(_be_nice)
     _permitted(_be_spared)
     return Residency(is_locked, is_realtime, os.getpriority(os.PRIO_PROCESS, 0))
+
+
+@contextlib.contextmanager
+def promptness() -> Iterator[None]:
+    """Run at the lowest real-time priority for a while, where permitted: for one who decides and mostly sleeps.
+
+    Workers forked meanwhile start with it, so that a spare is ready in time on a machine with a load of 40, too.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    is_prompt = _permitted(functools.partial(syscalls.be_realtime, children_too=True))
+    try:
+        yield
+    finally:
+        if is_prompt:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 def _permitted(action: Callable[[], None]) -> bool:

@@ -8,6 +8,8 @@ from oomreaper.linux import cgroup, proc
 
 # Reclaimable at once, so not counted as taken: what Kubernetes calls the working set leaves it out too.
 _INACTIVE_FILE = (b"total_inactive_file", b"inactive_file")
+# v1 says "no limit" as the highest multiple of its page size below 2^63, whatever that page size is.
+_UNLIMITED_BYTES = 1 << 62
 
 
 class Room(NamedTuple):
@@ -44,7 +46,7 @@ def _read_room_of_group(directory: str) -> int | None:
     limits = [
         limit
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
-        if (limit := _read_int(f"{directory}/{name}")) is not None
+        if (limit := _read_int(f"{directory}/{name}")) is not None and limit < _UNLIMITED_BYTES
     ]
     used_bytes = _read_int(f"{directory}/memory.current")
     if used_bytes is None:

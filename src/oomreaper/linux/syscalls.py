@@ -144,14 +144,15 @@ def lock_memory() -> None:
     _checked(_mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
 
 
-def be_realtime() -> None:
-    """Take SCHED_FIFO at its lowest priority, for this process only.
+def be_realtime(*, children_too: bool = False) -> None:
+    """Take SCHED_FIFO at its lowest priority, for this process only or for those forked from it as well.
 
     Raises:
         OSError: EPERM (no CAP_SYS_NICE and no RLIMIT_RTPRIO, or a v1 cpu cgroup without rt_runtime),
             ENOSYS (a C library that refuses, such as musl).
     """
-    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    reset_on_fork = 0 if children_too else os.SCHED_RESET_ON_FORK
+    os.sched_setscheduler(0, os.SCHED_FIFO | reset_on_fork, os.sched_param(1))
 
 
 def die_with_parent(signal_number: int) -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.errors import BrokenPromiseError
 from oomreaper.model.event import Event, EventKind
@@ -47,6 +47,7 @@ from oomreaper.reaper.jobs import (
     Struck,
 )
 from oomreaper.reaper.lifecycle import Move, State
+from oomreaper.reaper.roster import Assignment, Roster, Workers
 from oomreaper.reaper.verify import Meaning
 
 if TYPE_CHECKING:
@@ -58,8 +59,6 @@ if TYPE_CHECKING:
 _MS = 1_000_000
 # A healthy victim is gone 0.3 to 1.5 ms after its memory (2026-11, Linux 6.18): one still there after this needs help.
 _HELP_DELAY_NS = 20 * _MS
-# When no worker could be started (no memory, no pids), how soon to try again.
-_RESTART_DELAY_NS = 100 * _MS
 # How long the record of a victim that was given up may wait for the report on its threads.
 _INQUEST_LIMIT_NS = 250 * _MS
 # How long a worker may wait on each kind of job before it counts as stuck. A scouting compares the victim
@@ -89,25 +88,6 @@ class Settings(NamedTuple):
     spare_dump: bool = False
 
 
-class Workers(Protocol):
-    """The seam: who starts, feeds and ends workers. None of these may wait."""
-
-    def start(self, *, can_release: bool) -> int | None:
-        """Start a worker; its number, or None when none can be started now. It reports Hello when ready.
-
-        ``can_release`` False: process_mrelease is known to end whoever calls it here, so it must not even be probed.
-        """
-
-    def assign(self, worker: int, job: Job, handle: int) -> bool:
-        """Give an idle worker a job on the victim that ``handle`` names; False when the worker is gone."""
-
-    def dismiss(self, worker: int) -> None:
-        """End a worker, whatever it stands in. Nothing more is heard of it."""
-
-    def is_waiting(self, worker: int) -> bool:
-        """Whether the worker sleeps in the kernel, rather than runs or waits for a CPU."""
-
-
 class Statistics(NamedTuple):
     """Counts since the start."""
 
@@ -127,39 +107,27 @@ class _Target(NamedTuple):
     handle: int
 
 
-class _Assignment(NamedTuple):
-    job: Job
-    subject: Case | _Target
-    started_ns: int
-    deadline_ns: int
-
-
 class Crew:
     """Serves victims with disposable workers. ``settings`` and the seam ``workers`` are all it stands on."""
 
     def __init__(self, workers: Workers, settings: Settings) -> None:
-        self._workers = workers
         self._settings = settings
+        self._roster: Roster[Case | _Target] = Roster(workers, settings.workers + settings.spares)
         self._handoff = Handoff(
             slots=settings.workers, queue_limit=settings.queue_limit, mark_limit=settings.mark_limit
         )
         self._cases: dict[Identity, Case] = {}
-        self._starting: set[int] = set()
-        self._idle: deque[int] = deque()
-        self._busy: dict[int, _Assignment] = {}
         self._looks: deque[tuple[JobKind, Case | _Target]] = deque()
         self._deep_looks: set[Identity] = set()
         self._scouted: list[tuple[int, Scouted]] = []
         self._events: list[Event] = []
-        self._restart_ns: int | None = None
-        self._can_release = True
-        self._started = self._lost = self._taken = self._attempts = 0
+        self._taken = self._attempts = 0
 
     # -- what the driver asks ------------------------------------------------------------------------------
 
     def start(self, now_ns: int) -> None:
         """Start all workers; call once, before the emergency."""
-        self._restore_strength(now_ns)
+        self._roster.start(now_ns)
 
     def scout(self, pid: int, handle: int, now_ns: int) -> None:
         """Look at a target; the answer comes out of ``take_scouted``."""
@@ -189,28 +157,26 @@ class Crew:
 
     def next_deadline_ns(self) -> int | None:
         """When ``on_time`` must be called at the latest; None: nothing is due by time."""
-        due = [assignment.deadline_ns for assignment in self._busy.values()]
+        due = [at for at in (self._roster.next_deadline_ns(),) if at is not None]
         for case in self._cases.values():
             due += [at for at in (case.account_due_ns, case.help_due_ns) if at is not None]
-            if case.strike_due_ns is not None and self._idle:
+            if case.strike_due_ns is not None and self._roster.idle:
                 due.append(case.strike_due_ns)
             if not case.life.is_over:
                 due.append(case.timeout_ns(self._settings.timeout_ns))
             elif not case.is_settled:
                 due.append(case.inquest_limit_ns)
-        if self._restart_ns is not None:
-            due.append(self._restart_ns)
         return min(due, default=None)
 
     @property
     def is_ready(self) -> bool:
         """Whether every worker has reported for duty."""
-        return not self._starting and self._restart_ns is None
+        return self._roster.is_ready
 
     @property
     def is_quiet(self) -> bool:
         """Whether every victim has its outcome and no job is out."""
-        return not self._cases and not self._busy and not self._looks
+        return not self._cases and not self._looks and self._roster.is_at_rest
 
     @property
     def open_victims(self) -> int:
@@ -220,9 +186,9 @@ class Crew:
     def statistics(self) -> Statistics:
         """Counts since the start."""
         return Statistics(
-            workers_started=self._started,
-            workers_lost=self._lost,
-            workers_idle=len(self._idle),
+            workers_started=self._roster.started,
+            workers_lost=self._roster.lost,
+            workers_idle=self._roster.idle,
             victims_taken=self._taken,
             victims_waiting=len(self._handoff.queue),
             victims_open=len(self._cases),
@@ -243,16 +209,12 @@ class Crew:
     def on_report(self, worker: int, report: Report, now_ns: int) -> None:
         """A worker has answered."""
         if isinstance(report, Hello):
-            if worker in self._starting:
-                self._starting.discard(worker)
-                self._idle.append(worker)
-                self._can_release = self._can_release and report.mrelease_errno == errno.EBADF
+            self._roster.greet(worker, report)
             self._put_to_work(now_ns)
             return
-        assignment = self._busy.pop(worker, None)
+        assignment = self._roster.take_back(worker)
         if assignment is None:
-            return  # dismissed in the moment in which it answered
-        self._idle.append(worker)
+            return
         subject, kind = assignment.subject, assignment.job.kind
         if type(report) is not REPORT_OF_JOB[kind]:
             raise BrokenPromiseError(f"a worker answered {kind} with {type(report).__name__}")
@@ -265,15 +227,10 @@ class Crew:
 
     def on_worker_exit(self, worker: int, now_ns: int, *, why: str, is_sandboxed: bool) -> None:
         """A worker has ended by itself. ``is_sandboxed``: a seccomp filter killed it (SIGSYS)."""
-        self._lost += 1
-        self._starting.discard(worker)
-        if worker in self._idle:
-            self._idle.remove(worker)
-        assignment = self._busy.pop(worker, None)
+        assignment = self._roster.strike_off(worker, now_ns)
         self._warn(None, f"a worker ended: {why}", now_ns)
         if is_sandboxed:
-            self._can_release = False
-        self._restart_ns = now_ns + (_RESTART_DELAY_NS if assignment is None else 0)
+            self._roster.can_release = False
         if assignment is not None:
             self._on_no_answer(assignment, f"its worker ended: {why}", now_ns)
         self._put_to_work(now_ns)
@@ -295,9 +252,8 @@ class Crew:
 
     def on_time(self, now_ns: int) -> None:
         """Do what is due."""
-        for worker, assignment in list(self._busy.items()):
-            if assignment.deadline_ns <= now_ns and self._busy.get(worker) is assignment:
-                self._on_overdue(worker, assignment, now_ns)
+        for worker, assignment in self._roster.overdue(now_ns):
+            self._on_overdue(worker, assignment, now_ns)
         for case in list(self._cases.values()):
             if case.help_due_ns is not None and case.help_due_ns <= now_ns:
                 case.help_due_ns = None
@@ -311,13 +267,12 @@ class Crew:
                 self._looks.append((JobKind.ACCOUNT, case))
             if case.timeout_ns(self._settings.timeout_ns) <= now_ns:
                 self._on_timeout(case, now_ns)
-        if self._restart_ns is not None and self._restart_ns <= now_ns:
-            self._restore_strength(now_ns)
         self._put_to_work(now_ns)
+        self._roster.restore_strength(now_ns)
 
     # -- one victim's progress -----------------------------------------------------------------------------
 
-    def _on_answer(self, case: Case, assignment: _Assignment, report: Report, now_ns: int) -> None:
+    def _on_answer(self, case: Case, assignment: Assignment[Case | _Target], report: Report, now_ns: int) -> None:
         match report:
             case Struck():
                 self._on_struck(case, assignment, report, now_ns)
@@ -331,7 +286,7 @@ class Crew:
                 case.threads = report.threads
                 self._settle(case, now_ns)
 
-    def _on_struck(self, case: Case, assignment: _Assignment, struck: Struck, now_ns: int) -> None:
+    def _on_struck(self, case: Case, assignment: Assignment[Case | _Target], struck: Struck, now_ns: int) -> None:
         if case.life.is_over:
             return
         if struck.signal_errno == 0 and case.signal_ns is None:
@@ -388,7 +343,9 @@ class Crew:
         finish(self._handoff.release(case.candidate))
         self._fill_slots(now_ns)
 
-    def _on_accounted(self, case: Case, assignment: _Assignment, accounted: Accounted, now_ns: int) -> None:
+    def _on_accounted(
+        self, case: Case, assignment: Assignment[Case | _Target], accounted: Accounted, now_ns: int
+    ) -> None:
         if case.life.state is not State.LEAVING:
             return
         is_moving = verify.has_moved(case.memory_seen, accounted.memory) or verify.is_charge_moving(
@@ -423,19 +380,17 @@ class Crew:
 
     def _on_probed(self, case: Case, probed: Probed, now_ns: int) -> None:
         """The memory of a victim whose attempt is overdue has been looked at."""
-        for worker, assignment in list(self._busy.items()):
-            if assignment.job.kind is JobKind.STRIKE and assignment.subject is case:
-                if verify.has_moved(case.memory_seen, probed.memory):
-                    case.memory_seen = probed.memory
-                    self._busy[worker] = assignment._replace(deadline_ns=now_ns + self._settings.attempt_ns)
-                else:
-                    self._lose(worker, assignment, now_ns)
+        for worker, assignment in self._roster.find(JobKind.STRIKE, case):
+            if verify.has_moved(case.memory_seen, probed.memory):
+                case.memory_seen = probed.memory
+                self._roster.extend(worker, assignment._replace(deadline_ns=now_ns + self._settings.attempt_ns))
+            else:
+                self._lose(worker, assignment, now_ns)
 
     def _give_up(self, case: Case, reason: str, now_ns: int) -> None:
         """The budget is spent: leave this victim aside and say where it stands."""
-        for worker, assignment in list(self._busy.items()):
-            if assignment.job.kind is JobKind.STRIKE and assignment.subject is case:
-                self._dismiss(worker, now_ns)
+        for worker, _ in self._roster.find(JobKind.STRIKE, case):
+            self._roster.dismiss(worker, now_ns)
         case.note_freed(case.memory_seen)
         case.reason = f"given up after {case.attempts} attempts: {reason.lstrip('; ')}"
         case.life.apply(Move.GIVE_UP)
@@ -452,6 +407,8 @@ class Crew:
         case.settled_ns = now_ns if settled_ns is None else settled_ns
         case.strike_due_ns = case.account_due_ns = None
         finish(self._handoff.release(case.candidate))
+        if move in (Move.REFUSE, Move.VANISH):
+            self._handoff.marks.clear(case.candidate.lives)  # nothing was done to it: it may be chosen again
         self._settle(case, now_ns)
         self._fill_slots(now_ns)
 
@@ -488,11 +445,11 @@ class Crew:
     def _put_to_work(self, now_ns: int) -> None:
         """Give idle workers what is due: attempts first, then the looks."""
         for case in list(self._cases.values()):
-            if not self._idle:
+            if not self._roster.idle:
                 return
             if case.strike_due_ns is not None and case.strike_due_ns <= now_ns:
                 self._strike(case, now_ns)
-        while self._idle and self._looks:
+        while self._roster.idle and self._looks:
             kind, subject = self._looks.popleft()
             self._assign(self._job(kind, subject), subject, now_ns)
 
@@ -518,53 +475,41 @@ class Crew:
             sharer_pids=tuple(sharer.pid for sharer in subject.sharers) if is_strike else (),
             rescan=is_strike and subject.needs_rescan,
             spare_dump=self._settings.spare_dump,
-            can_release=self._can_release,
+            can_release=self._roster.can_release,
             memcg_directory=subject.scouting.charged.memcg_directory,
             deep=is_deep,
         )
 
     def _assign(self, job: Job, subject: Case | _Target, now_ns: int) -> None:
-        worker = self._idle.popleft()
         limit_ns = _DEADLINE_NS_OF_LOOK.get(job.kind, self._settings.attempt_ns)
-        assignment = _Assignment(job, subject, now_ns, now_ns + limit_ns)
-        self._busy[worker] = assignment
-        if not self._workers.assign(worker, job, subject.handle):
-            self.on_worker_exit(worker, now_ns, why="it was gone when it was needed", is_sandboxed=False)
+        gone = self._roster.assign(job, subject, subject.handle, now_ns=now_ns, deadline_ns=now_ns + limit_ns)
+        if gone is not None:
+            self.on_worker_exit(gone, now_ns, why="it was gone when it was needed", is_sandboxed=False)
 
-    def _on_overdue(self, worker: int, assignment: _Assignment, now_ns: int) -> None:
+    def _on_overdue(self, worker: int, assignment: Assignment[Case | _Target], now_ns: int) -> None:
         """A deadline has passed. A worker that runs, or waits for a CPU, is left to it; one that sleeps is stuck."""
-        if not self._workers.is_waiting(worker):
+        if not self._roster.is_waiting(worker):
             extension_ns = assignment.deadline_ns - assignment.started_ns
-            self._busy[worker] = assignment._replace(started_ns=now_ns, deadline_ns=now_ns + extension_ns)
+            self._roster.extend(worker, assignment._replace(started_ns=now_ns, deadline_ns=now_ns + extension_ns))
             return
         subject = assignment.subject
         if assignment.job.kind is not JobKind.STRIKE or not isinstance(subject, Case):
-            self._dismiss(worker, now_ns)
+            self._roster.dismiss(worker, now_ns)
             self._on_no_answer(assignment, "a look at it did not come back", now_ns)
-        elif self._idle and not self._is_probed(subject):
+        elif self._roster.idle and not any(self._roster.find(JobKind.PROBE, subject)):
             # The probe's answer decides; its own deadline stands for this one's.
-            self._busy[worker] = assignment._replace(deadline_ns=now_ns + 2 * self._settings.attempt_ns)
+            patience_ns = 2 * self._settings.attempt_ns
+            self._roster.extend(worker, assignment._replace(deadline_ns=now_ns + patience_ns))
             self._assign(self._job(JobKind.PROBE, subject), subject, now_ns)
         else:
             self._lose(worker, assignment, now_ns)
 
-    def _is_probed(self, case: Case) -> bool:
-        return any(
-            assignment.job.kind is JobKind.PROBE and assignment.subject is case for assignment in self._busy.values()
-        )
-
-    def _lose(self, worker: int, assignment: _Assignment, now_ns: int) -> None:
+    def _lose(self, worker: int, assignment: Assignment[Case | _Target], now_ns: int) -> None:
         """A worker stands on the victim's mmap_lock: end it, and let a spare try again."""
-        self._dismiss(worker, now_ns)
+        self._roster.dismiss(worker, now_ns)
         self._on_no_answer(assignment, "process_mrelease did not return: mmap_lock is held", now_ns)
 
-    def _dismiss(self, worker: int, now_ns: int) -> None:
-        del self._busy[worker]
-        self._workers.dismiss(worker)
-        self._lost += 1
-        self._restart_ns = now_ns
-
-    def _on_no_answer(self, assignment: _Assignment, reason: str, now_ns: int) -> None:
+    def _on_no_answer(self, assignment: Assignment[Case | _Target], reason: str, now_ns: int) -> None:
         """A job will never be answered; go on without."""
         subject = assignment.subject
         if isinstance(subject, _Target):
@@ -591,19 +536,6 @@ class Crew:
                 self._on_probed(subject, Probed(subject.memory_seen), now_ns)
             case _:
                 pass  # HELP is a favour; it is not repeated
-
-    def _restore_strength(self, now_ns: int) -> None:
-        """Start as many workers as are missing, never on the way to a kill: after the work has been given out."""
-        self._restart_ns = None
-        self._put_to_work(now_ns)
-        wanted = self._settings.workers + self._settings.spares
-        while len(self._starting) + len(self._idle) + len(self._busy) < wanted:
-            worker = self._workers.start(can_release=self._can_release)
-            if worker is None:
-                self._restart_ns = now_ns + _RESTART_DELAY_NS
-                return
-            self._started += 1
-            self._starting.add(worker)
 
     def _tell(self, kind: EventKind, case: Case, now_ns: int) -> None:
         self._events.append(Event(kind, case.identity, now_ns))

@@ -147,11 +147,13 @@ class Handoff:
         return None
 
     def release(self, candidate: Candidate) -> Generator[str, None, None]:
-        """The work on this victim is done: clear its slot. Call ``take_next`` afterwards."""
+        """The work on this victim is done: clear its slot, or its place in the queue. Then call ``take_next``."""
         for slot in self.slots:
             if slot.compare_and_set(candidate, None):
                 return
             yield "not its slot"
+        if candidate in self.queue:
+            self.queue.remove(candidate)
 
 
 def finish(operation: Generator[str, None, T]) -> T:

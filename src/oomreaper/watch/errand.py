@@ -17,7 +17,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.errors import BrokenPromiseError, KernelError, UsageError
-from oomreaper.linux import proc, syscalls
+from oomreaper.linux import proc, resident, syscalls
+from oomreaper.linux.interpreter import python_command
 from oomreaper.model.event import Event, EventKind
 from oomreaper.model.identity import Identity
 from oomreaper.model.outcome import Outcome, OutcomeKind
@@ -99,19 +100,23 @@ class Errand:
             KernelError: No /proc, no pidfd, no worker can be started here. Nothing was signalled.
         """
         try:
-            self._start()
-            for target in dict.fromkeys(self._targets):
-                self._open(target)
-            for opened in self._opened.values():
-                self._crew.scout(opened.target.pid, opened.pidfd, time.monotonic_ns())
-            self._drive_until(lambda: len(self._outcomes) == len(set(self._targets)))
-            limit_ns = time.monotonic_ns() + _AFTERCARE_NS
-            self._drive_until(lambda: self._crew.is_quiet and not self._watched, limit_ns)
+            with resident.promptness():
+                self._start()
+                self._serve()
         finally:
             self._pool.close()
             for pidfd in self._opened:
                 os.close(pidfd)
         return [self._with_last_look(target) for target in self._targets]
+
+    def _serve(self) -> None:
+        for target in dict.fromkeys(self._targets):
+            self._open(target)
+        for opened in self._opened.values():
+            self._crew.scout(opened.target.pid, opened.pidfd, time.monotonic_ns())
+        self._drive_until(lambda: len(self._outcomes) == len(set(self._targets)))
+        limit_ns = time.monotonic_ns() + _AFTERCARE_NS
+        self._drive_until(lambda: self._crew.is_quiet and not self._watched, limit_ns)
 
     # -- before the signal ---------------------------------------------------------------------------------
 
@@ -295,21 +300,16 @@ def take_usual_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-# Started with -I -S: no site, no user's environment, 20 ms sooner; so it is told where the package lies.
-_ELSEWHERE = "import sys; sys.path.insert(0, sys.argv[1]); from oomreaper.watch import errand; errand.serve_library()"
+_ELSEWHERE = "from oomreaper.watch import errand; errand.serve_library()"
 
 
 def reap_elsewhere(pid: int, *, start_time_ticks: int | None, timeout_seconds: float, coredump: str) -> Outcome:
     """Run one errand in a process of its own; see ``oomreaper.reap``."""
     make_settings(timeout_seconds=timeout_seconds, coredump=coredump)
-    if not sys.executable or getattr(sys, "frozen", False):
-        # A frozen program is its own "interpreter": to start it would start that program once more.
-        raise KernelError("there is no Python interpreter to start here; run the command: oomreaper reap --json PID")
-    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     arguments = [str(pid), str(start_time_ticks or ""), repr(timeout_seconds), coredump]
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _ELSEWHERE, package_root, *arguments],
+            python_command(_ELSEWHERE, *arguments),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -326,7 +326,7 @@ def reap_elsewhere(pid: int, *, start_time_ticks: int | None, timeout_seconds: f
 
 def serve_library() -> None:
     """The other end of ``reap_elsewhere``: arguments in argv, one encoded outcome on stdout."""
-    pid, started, timeout_seconds, coredump = sys.argv[2:]
+    pid, started, timeout_seconds, coredump = sys.argv[1:]
     take_usual_signals()
     settings = make_settings(timeout_seconds=float(timeout_seconds), coredump=coredump)
     target = Target(int(pid), int(started) if started else None)

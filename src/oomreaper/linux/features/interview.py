@@ -9,20 +9,19 @@ in the same way, so the rights that survive an exec are those that count: capabi
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from typing import NamedTuple
+
+from oomreaper.errors import KernelError
+from oomreaper.linux.interpreter import python_command
 
 # The prober answers in 50 ms; a thrashing machine may need seconds to start it. Its own children are bounded
 # by prober.ANSWER_SECONDS.
 _DEADLINE_SECONDS = 10
 _AFTER_KILL_SECONDS = 1
 
-# Appended, not put first: the folder may be site-packages, which shall not shadow the standard library.
-_PROGRAM = (
-    "import sys; sys.path.append(sys.argv[1]); from oomreaper.linux.features.prober import main; main(sys.argv[2])"
-)
+_PROGRAM = "from oomreaper.linux.features.prober import main; main(sys.argv[1])"
 
 _OUR_BUG = "our bug: "
 
@@ -76,13 +75,10 @@ def interview_kernel(proc_root: str) -> Interview:
     import contextlib
     import subprocess  # 10 ms that only this function pays for
 
-    import oomreaper
-
-    if not sys.executable or getattr(sys, "frozen", False):
-        # A frozen program's executable is the program itself: it would be started once more, not Python.
-        return Interview({}, failure="this program has no Python interpreter to start")
-    package_folder = os.path.dirname(os.path.dirname(oomreaper.__file__))
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, package_folder, proc_root]
+    try:
+        command = python_command(_PROGRAM, proc_root)
+    except KernelError as error:
+        return Interview({}, failure=str(error))
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:

@@ -46,7 +46,7 @@ class Answered(NamedTuple):
 
 
 class Pool:
-    """Worker processes by number (their pid). Implements ``oomreaper.reaper.crew.Workers``.
+    """Worker processes by number (their pid). Implements ``oomreaper.reaper.roster.Workers``.
 
     Args:
         ancestors: The pids that this process descends from; no worker will signal one of them.

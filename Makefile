@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` shows the main job, `make test` proves it. Each sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHON
+
+.PHONY: help demo test lint bench docs clean
+
+help:
+	@echo "make demo   show a process that cannot die lose its memory (needs python3 only)"
+	@echo "make test   prove it: pure tests, then real victims on this kernel (as root: all of them)"
+	@echo "make lint   ruff, mypy --strict, import-linter, codespell"
+	@echo "make bench  measure: writes bench/results/latest.json and docs/benchmarks.md"
+	@echo "make docs   write what is generated: the life cycle's drawing, the man page"
+	@echo "make clean  remove what these made"
+
+demo: .venv/.ready-run
+	@$(BIN)/python -m oomreaper demo
+
+test: .venv/.ready-dev
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: .venv/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --quiet 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: .venv/.ready-dev
+	$(BIN)/python -m bench
+
+docs: .venv/.ready-dev
+	$(BIN)/python tools/draw_lifecycle.py
+	$(BIN)/python tools/write_man_page.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests bench tools -name __pycache__ -type d -exec rm -rf {} +
+
+.venv/.ready-run: tools/bootstrap.sh
+	@sh tools/bootstrap.sh run
+	@touch $@
+
+.venv/.ready-dev: tools/bootstrap.sh pyproject.toml
+	@sh tools/bootstrap.sh dev
+	@touch $@ .venv/.ready-run
