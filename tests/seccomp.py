@@ -44,6 +44,8 @@ _NUMBERS = {
     "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424),
     "kcmp": (312, 272),
+    "ptrace": (101, 117),
+    "userfaultfd": (323, 282),
     "sched_setscheduler": (144, 119),
     "mlockall": (151, 230),
     "prctl": (157, 167),

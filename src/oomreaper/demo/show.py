@@ -11,6 +11,7 @@ from oomreaper.demo.bounds import choose_size
 from oomreaper.errors import KernelError
 from oomreaper.linux import proc
 from oomreaper.linux.room import read_room
+from oomreaper.watch.errand import take_usual_signals
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -47,6 +48,7 @@ def run(
         UsageError: The size is too small to show anything.
         KernelError: Too little memory, no process or no reaper can be had, or no act is permitted here.
     """
+    take_usual_signals()
     out = sys.stdout if out is None else out
     size = choose_size(size_bytes, _find_room() if room is None else room)
     teller: tellers.Teller

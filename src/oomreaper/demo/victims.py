@@ -13,13 +13,12 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from oomreaper.errors import KernelError
 from oomreaper.linux import proc, syscalls
+from oomreaper.linux.interpreter import python_command
 from oomreaper.model.outcome import printable
 from oomreaper.watch.errand import Target
 
@@ -36,12 +35,7 @@ _END_LIMIT_MS = 10_000
 _LOOK_INTERVAL_MS = 5
 _READ_CHUNK_BYTES = 65536
 
-# Run with -I -S: no site, no user's environment, 20 ms sooner; so it is told where the package lies.
-_PROGRAM = (
-    "import sys; sys.path.append(sys.argv[1]); from oomreaper.demo import roles; "
-    "roles.main(sys.argv[2], int(sys.argv[3]), sys.argv[4:])"
-)
-_PACKAGE_ROOT = str(Path(__file__).resolve().parent.parent.parent)
+_PROGRAM = "from oomreaper.demo import roles; roles.main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])"
 
 
 class RoleFailedError(Exception):
@@ -59,7 +53,7 @@ class Helper:
 
     def __init__(self, role: str, arguments: tuple[str, ...], files: tuple[int, ...]) -> None:
         self.role = role
-        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, _PACKAGE_ROOT, role, str(os.getpid()), *arguments]
+        command = python_command(_PROGRAM, role, str(os.getpid()), *arguments)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=files, start_new_session=True
         )
@@ -151,6 +145,7 @@ class Helper:
             assert pipe is not None
             pipe.close()
         os.close(self.pidfd)
+        del self._process  # its __del__ runs here: there, Ctrl-C and SIGTERM would be swallowed
         return is_gone
 
 

@@ -1,16 +1,4 @@
-"""The command ``oomreaper``: arguments in, records out, the contract's exit status.
-
-========  =======================================================================================
-status    meaning
-========  =======================================================================================
-0         every victim is ``reaped`` or ``exited``; doctor: a reap works here; demo: it did what it shows
-1         not so
-2         usage: an argument that makes no sense
-3         not permitted or not supported here
-70        our bug: please report it
-130, 143  interrupted by SIGINT or SIGTERM
-========  =======================================================================================
-"""
+"""The command ``oomreaper``: arguments in, records out, the contract's exit status."""
 
 from __future__ import annotations
 
@@ -19,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
 from oomreaper import __version__
@@ -26,11 +15,22 @@ from oomreaper.errors import BrokenPromiseError, OomreaperError, UsageError
 from oomreaper.model.outcome import Outcome, OutcomeKind, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from oomreaper.watch.errand import Target
 
 _MIB = 1 << 20
+# The whole table, by status; the manual page is made from it.
+EXIT_STATUS: Mapping[str, str] = MappingProxyType(
+    {
+        "0": "Every victim is reaped or exited. For doctor: a reap works here. For demo: it showed what it is to show.",
+        "1": "Not so: at least one victim is lost, unreapable, refused or gone.",
+        "2": "Usage: an argument that makes no sense. Nothing was done.",
+        "3": "Not permitted or not supported here: with other rights or another kernel it would have been done.",
+        "70": "A bug of oomreaper. Please report it.",
+        "130, 143": "Interrupted by SIGINT, by SIGTERM.",
+    }
+)
 _EXIT_OK, _EXIT_NOT_ALL, _EXIT_NOT_PERMITTED = 0, 1, 3
 _REPORT_URL_HINT = "this is a bug of oomreaper; please report it with the command that you gave"
 

@@ -20,6 +20,7 @@ from oomreaper.model.process import Process, Scouting, Sharer, ThreadReport
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_KTHREADD_PID = 2
 # The report on a victim that was given up: enough threads to see what they wait for.
 _REPORTED_THREADS = 16
 _REPORTED_FRAMES = 12
@@ -130,7 +131,10 @@ def find_thread_with_memory(process: int) -> int | None:
 
 
 def read_charged(proc_root: int, memcg_directory: str | None, *, deep: bool = False) -> ChargedMemory:
-    """What is charged for a victim now; ``deep`` also adds up what living processes own, to find orphans."""
+    """What is charged for a victim now; ``deep`` also adds up what living processes own, to find orphans.
+
+    Pages that processes share since a fork are added up once for each, so orphans are found too small, never too large.
+    """
     meminfo = proc.parse_meminfo(proc.read_file(proc_root, "meminfo") or b"")
     machine_anon_bytes = meminfo.get("AnonPages", 0)
     memcg_bytes = None if memcg_directory is None else cgroup.read_group_charge_bytes(memcg_directory)
@@ -139,11 +143,10 @@ def read_charged(proc_root: int, memcg_directory: str | None, *, deep: bool = Fa
         anon_bytes = None
         if memcg_directory is not None:
             anon_bytes = cgroup.read_group_anon_bytes(memcg_directory)
-        if memcg_directory is None or anon_bytes is None:
-            owned_bytes = _sum_anon_bytes(proc_root, proc.read_pids(proc_root))
-            orphan_bytes = machine_anon_bytes - owned_bytes
-        else:
+        if memcg_directory is not None and anon_bytes is not None:
             orphan_bytes = anon_bytes - _sum_anon_bytes(proc_root, cgroup.read_group_pids(memcg_directory))
+        elif _sees_whole_machine(proc_root):
+            orphan_bytes = machine_anon_bytes - _sum_anon_bytes(proc_root, proc.read_pids(proc_root))
     return ChargedMemory(
         machine_anon_bytes=machine_anon_bytes,
         machine_swap_bytes=meminfo.get("SwapTotal", 0) - meminfo.get("SwapFree", 0),
@@ -248,6 +251,18 @@ def _read_status_of(proc_root: int, pid: int) -> proc.Status | None:
         return proc.read_status(process)
     finally:
         os.close(process)
+
+
+def _sees_whole_machine(proc_root: int) -> bool:
+    """Whether this /proc shows the kernel's threads, and so every process: a container's does not."""
+    kthreadd = proc.open_process(proc_root, _KTHREADD_PID)
+    if kthreadd is None:
+        return False
+    try:
+        stat = proc.read_stat(kthreadd)
+    finally:
+        os.close(kthreadd)
+    return stat is not None and stat.is_kernel_thread
 
 
 def _sum_anon_bytes(proc_root: int, pids: list[int]) -> int:

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.model.process import ThreadReport
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class OutcomeKind(enum.StrEnum):
-    """The six ways a victim can end."""
+    """The six ways a victim can end; what each means is in MEANING."""
 
-    REAPED = "reaped"  # its memory is verified back, whether or not the process has gone
-    EXITED = "exited"  # it went, and its memory with it
-    LOST = "lost"  # its address space is detached but its memory did not return: pinned by somebody
-    UNREAPABLE = "unreapable"  # the budget is spent and the memory still held
-    REFUSED = "refused"  # protected or impossible target; nothing was signalled
-    GONE = "gone"  # no such process
+    REAPED = "reaped"
+    EXITED = "exited"
+    LOST = "lost"
+    UNREAPABLE = "unreapable"
+    REFUSED = "refused"
+    GONE = "gone"
 
     @property
     def is_success(self) -> bool:
         """Whether the memory came back."""
         return self in (OutcomeKind.REAPED, OutcomeKind.EXITED)
+
+
+# In the words of the contract; the manual page is made from it and the README is checked against it.
+MEANING: Mapping[OutcomeKind, str] = MappingProxyType(
+    {
+        OutcomeKind.REAPED: "its memory is verified back, whether or not the process has gone",
+        OutcomeKind.EXITED: "it went, and its memory with it",
+        OutcomeKind.LOST: "its address space is detached, but its memory did not return: somebody pins it",
+        OutcomeKind.UNREAPABLE: "the budget is spent, and the memory is still held",
+        OutcomeKind.REFUSED: "a protected or impossible target; nothing was signalled",
+        OutcomeKind.GONE: "there is no such process (any more)",
+    }
+)
 
 
 class Outcome(NamedTuple):

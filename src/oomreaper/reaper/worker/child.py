@@ -267,6 +267,7 @@ def run(connection: socket.socket, *, ourselves: protection.Ourselves, can_relea
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocks these while it forks
         syscalls.die_with_parent(signal.SIGKILL)
         # Nothing of the parent's stays open here: a worker that is stuck must not keep a pipe or a mount alive.
         os.closerange(_FIRST_OWN_FD, connection.fileno())

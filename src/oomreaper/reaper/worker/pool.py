@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # The states of /proc/PID/stat in which a task sleeps in the kernel; R runs or waits for a CPU.
 _SLEEPING = ("S", "D", "K")
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A killed worker leaves within 1 ms (2026-11); one that does not is the kernel's to keep, and not waited for.
 _LAST_WAIT_MS = 100
 # How often a worker that has closed its socket is found still leaving before it is left to the kernel.
@@ -69,17 +70,21 @@ class Pool:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
             return None
+        # A Ctrl-C goes to the whole group. In the child, before it has its own handlers, it would unwind *our* finally
+        # blocks there and end its siblings; in us, between fork and the books, it would leave a worker unknown.
+        unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
         try:
             pid = os.fork()
+            if pid == 0:
+                child.run(theirs, ourselves=ourselves, can_release=can_release)
+            ours.setblocking(False)
+            self._connections[pid] = ours
         except OSError:
             ours.close()
-            theirs.close()
             return None
-        if pid == 0:
-            child.run(theirs, ourselves=ourselves, can_release=can_release)
-        theirs.close()
-        ours.setblocking(False)
-        self._connections[pid] = ours
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         return pid
 
     def assign(self, worker: int, job: Job, handle: int) -> bool:

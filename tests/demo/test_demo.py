@@ -1,0 +1,392 @@
+"""``oomreaper demo`` for real: both acts, as root and as an ordinary user, and whatever comes in between."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+import oomreaper
+from oomreaper.demo import acts, show
+from oomreaper.errors import KernelError
+from oomreaper.linux.room import Room
+from tests import seccomp
+from tests.interpreters import NOBODY, find_python_for_everybody
+from tests.victims import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+MIB = 1 << 20
+SIZE_BYTES = 64 * MIB
+_SOURCE = str(Path(oomreaper.__file__).parent.parent)
+_TESTS = str(Path(__file__).parent.parent.parent)
+_COMMAND = ("-m", "oomreaper", "demo", "--size-mib", "64")
+# An act takes 1.7 s.
+_LIMIT_SECONDS = 50
+_PR_SET_CHILD_SUBREAPER = 36
+_SMALL_ROOM = """
+import sys
+from oomreaper.demo import show
+from oomreaper.linux.room import Room
+sys.exit(show.run(size_bytes=512 << 20, as_json=True, width=80, use_color=False, room=Room(300 << 20, None)))
+"""
+KEYS = {
+    "size": {"size_bytes", "wanted_bytes", "why_less"},
+    "begin": {"act", "at_ms", "pid", "title"},
+    "sample": {"act", "at_ms", "anon_bytes"},
+    "killed": {"act", "at_ms", "state", "wchan"},
+    "reaping": {"act", "held_bytes"},
+    "outcome": {
+        "act",
+        "at_ms",
+        "pid",
+        "start_time_ticks",
+        "comm",
+        "outcome",
+        "anon_before_bytes",
+        "freed_bytes",
+        "elapsed_ms",
+        "attempts",
+        "still_dying",
+        "sharers",
+        "reason",
+    },
+    "verdict": {"act", "size_bytes", "held_bytes", "left_bytes", "is_shown"},
+    "released": {"act", "at_ms", "ended_after_ms"},
+    "skipped": {"act", "reason"},
+}
+STEPS = ["begin", "killed", "reaping", "outcome", "verdict", "released"]
+
+
+class Played(NamedTuple):
+    """A demo that has ended."""
+
+    status: int
+    output: str
+    errors: str
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Its lines of JSON."""
+        return [json.loads(line) for line in self.output.splitlines()]
+
+    def of_act(self, act: str, *, samples: bool = False) -> list[dict[str, Any]]:
+        """The records of one act, in order, without the samples unless wanted."""
+        records = [record for record in self.records if record.get("act") == act]
+        return [record for record in records if samples or record["event"] != "sample"]
+
+
+def _environment(**more: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if name in {"PATH", "TMPDIR", "OOMREAPER_TEST_RUN"}}
+    paths = os.pathsep.join((_SOURCE, _TESTS))
+    return {**own, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error", **more}
+
+
+def play(
+    *options: str,
+    command: Sequence[str] = _COMMAND,
+    prefix: Sequence[str] = (),
+    user: int | None = None,
+    **environment: str,
+) -> Played:
+    """Run a demo of 64 MiB to its end, as ``user`` where given."""
+    python = sys.executable if user is None else find_python_for_everybody()
+    assert python is not None, "the test must need python_for_everybody"
+    done = subprocess.run(
+        [*prefix, python, *command, *options],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=_LIMIT_SECONDS,
+        check=False,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+        cwd="/",
+        env=_environment(**environment),
+    )
+    return Played(done.returncode, done.stdout, done.stderr)
+
+
+def sandboxed(*denials: str) -> list[str]:
+    """What to put before a command that the kernel should refuse these calls."""
+    words = [word for denial in denials for word in ("--deny", denial)]
+    return [sys.executable, seccomp.__file__, *words, "--"]
+
+
+def assert_shown(played: Played, act: str) -> None:
+    """The act went its course, and shows that memory stayed until it was reaped."""
+    records = played.of_act(act)
+    assert [record["event"] for record in records] == STEPS
+    by_event = {record["event"]: record for record in records}
+    assert by_event["killed"]["state"] == {"exit": "t", "lock": "D"}[act]
+    assert by_event["verdict"]["is_shown"] is True
+    outcome = by_event["outcome"]
+    assert (outcome["outcome"], outcome["still_dying"]) == ("reaped", True)
+    assert outcome["pid"] == by_event["begin"]["pid"]
+    assert SIZE_BYTES <= outcome["freed_bytes"] < SIZE_BYTES + 4 * MIB
+    assert by_event["released"]["ended_after_ms"] < 5000
+    samples = [record for record in played.of_act(act, samples=True) if record["event"] == "sample"]
+    held = [
+        sample["anon_bytes"]
+        for sample in samples
+        if by_event["killed"]["at_ms"] <= sample["at_ms"] <= by_event["killed"]["at_ms"] + 1000
+    ]
+    assert len(held) >= 10
+    assert min(held) >= SIZE_BYTES
+    assert samples[-1]["at_ms"] >= outcome["at_ms"]
+    assert samples[-1]["anon_bytes"] < 4 * MIB
+
+
+@pytest.mark.needs("root", "process_mrelease", "ptrace", "userfaultfd")
+def test_both_acts_as_root() -> None:
+    """A victim in its exit and one in D keep their memory for a second after SIGKILL, and lose it to the reap."""
+    played = play("--json")
+
+    assert (played.status, played.errors) == (0, "")
+    assert_shown(played, "exit")
+    assert_shown(played, "lock")
+
+
+@pytest.mark.needs("root", "process_mrelease", "ptrace", "python_for_everybody")
+def test_an_ordinary_user_sees_the_first_act() -> None:
+    """Without any right the first act is shown; the second is skipped with what was refused and what to do."""
+    played = play("--json", user=NOBODY)
+
+    assert (played.status, played.errors) == (0, "")
+    assert_shown(played, "exit")
+    (skipped,) = played.of_act("lock")
+    assert skipped["event"] == "skipped"
+    assert "userfaultfd" in skipped["reason"]
+    assert "EPERM" in skipped["reason"]
+    assert "sudo oomreaper demo" in skipped["reason"]
+
+
+@pytest.mark.needs("process_mrelease", "ptrace")
+def test_the_json_lines_have_their_fields() -> None:
+    """Every line is an object of a known event with exactly its fields, and within an act time only goes forward."""
+    played = play("--json")
+
+    fields = [(record["event"], set(record) - {"event"}) for record in played.records]
+    assert fields == [(event, KEYS[event]) for event, _ in fields]
+    assert fields[0][0] == "size"
+    for act in ("exit", "lock"):
+        times = [record["at_ms"] for record in played.of_act(act, samples=True) if "at_ms" in record]
+        assert times == sorted(times)
+
+
+@pytest.mark.needs("process_mrelease", "ptrace")
+def test_a_narrow_ascii_screen_without_colour() -> None:
+    """At 40 columns, in ASCII, every line but the record fits, and the claim and the record are there."""
+    played = play(COLUMNS="40", PYTHONIOENCODING="ascii", NO_COLOR="1", TERM="xterm-256color")
+
+    assert played.status == 0
+    assert played.output.isascii()
+    assert "\x1b" not in played.output
+    records = [line for line in played.output.splitlines() if line.startswith("{")]
+    assert max(len(line) for line in played.output.splitlines() if line not in records) <= 40
+    assert json.loads(records[0])["outcome"] == "reaped"
+    assert "64 MiB still held after 1.0 s; reaped: 64 MiB back" in " ".join(played.output.split())
+
+
+@pytest.mark.needs("process_mrelease", "ptrace")
+def test_a_starter_that_ignores_its_children_is_no_trouble() -> None:
+    """Started with SIGCHLD ignored, and both signals blocked, as by some job runners, it is shown all the same."""
+    script = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    script += "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGALRM]); "
+    played = play("--json", prefix=(sys.executable, "-c", script + "os.execv(sys.argv[1], sys.argv[1:])"))
+
+    assert (played.status, played.errors) == (0, "")
+
+
+# -- machines that do not let us ---------------------------------------------------------------------------
+
+
+def test_too_little_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without room nothing is made or printed, and the error names the memory."""
+    with pytest.raises(KernelError, match="only 40 MiB are free"):
+        show.run(size_bytes=SIZE_BYTES, as_json=True, width=80, use_color=False, room=Room(40 * MIB, None))
+
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.needs("process_mrelease", "ptrace")
+def test_a_small_machine_has_a_smaller_victim() -> None:
+    """With 300 MiB free, a demo of 512 MiB is played with 75, and says so."""
+    played = play(command=("-c", _SMALL_ROOM))
+
+    assert played.status == 0
+    assert (played.records[0]["size_bytes"], played.records[0]["wanted_bytes"]) == (75 * MIB, 512 * MIB)
+    assert "300 MiB are free" in played.records[0]["why_less"]
+    held = [record["anon_bytes"] for record in played.records if record["event"] == "sample"]
+    assert 75 * MIB <= max(held) < 80 * MIB
+
+
+@pytest.mark.needs("process_mrelease", "ptrace", "seccomp")
+def test_a_process_that_may_have_no_memory_is_an_error_with_a_hint() -> None:
+    """Under ulimit -v the refusal is told with the limit's name, exit status 3."""
+    played = play("--json", prefix=("sh", "-c", 'ulimit -v 60000 && exec "$@"', "sh"))
+
+    assert played.status == 3
+    assert "64 MiB of memory (mmap) was refused: ENOMEM; see ulimit -v" in played.errors
+
+
+@pytest.mark.needs("root", "process_mrelease", "userfaultfd", "seccomp")
+@pytest.mark.parametrize("verdict", ["EPERM", "kill"])
+def test_a_sandbox_without_ptrace_leaves_the_second_act(verdict: str) -> None:
+    """When ptrace is refused, or is death, the first act is skipped with the reason and the second is played."""
+    played = play("--json", prefix=sandboxed(f"ptrace={verdict}"))
+
+    assert (played.status, played.errors) == (0, "")
+    (skipped,) = played.of_act("exit")
+    assert ("PTRACE_SEIZE" in skipped["reason"]) == (verdict == "EPERM")
+    assert ("SIGSYS" in skipped["reason"]) == (verdict == "kill")
+    assert "ptrace_scope" in skipped["reason"]
+    assert_shown(played, "lock")
+
+
+@pytest.mark.needs("seccomp")
+def test_where_no_act_is_permitted_it_is_an_error() -> None:
+    """When both ways to hold a victim are refused the status is 3, and stderr gives both reasons."""
+    played = play(prefix=sandboxed("ptrace=EPERM", "userfaultfd=EPERM"))
+
+    assert played.status == 3
+    assert played.errors.startswith("oomreaper: no act of the demo can be played here: ")
+    assert "ptrace_scope" in played.errors
+    assert "userfaultfd" in played.errors
+
+
+@pytest.mark.needs("ptrace", "seccomp")
+def test_without_process_mrelease_it_is_not_shown() -> None:
+    """On a kernel without the call the memory is said not to come back, and the status is not 0."""
+    played = play("--json", prefix=sandboxed("process_mrelease=ENOSYS"))
+
+    verdict = next(record for record in played.of_act("exit") if record["event"] == "verdict")
+    assert verdict["is_shown"] is False
+    assert verdict["left_bytes"] >= SIZE_BYTES
+    assert played.status == 3
+
+
+@pytest.mark.needs("ptrace", "process_mrelease")
+def test_a_victim_that_dies_of_sigkill_is_not_passed_off_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the trap does not hold, the memory is back before the reap and the act is judged not shown."""
+    monkeypatch.setattr(acts.ExitTrap, "attach", lambda *_: None)
+    monkeypatch.setattr(acts.ExitTrap, "open", lambda _: None)
+    performance = acts.perform(acts.ExitTrap(), SIZE_BYTES, Silence())
+
+    assert not performance.has_stayed
+    assert not performance.is_shown
+
+
+class Silence:
+    """A listener that says nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+# -- interrupted -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def orphans() -> Iterator[Callable[[], list[str]]]:
+    """Who is left when a demo has gone: its children are given to us, whatever has become of their memory."""
+    libc = ctypes.CDLL(None)
+    before = set(processes.children_of(os.getpid()))
+
+    def find() -> list[str]:
+        found = set(processes.children_of(os.getpid())) - before
+        return [f"{pid} {processes.status_fields(pid).get('Name')} {processes.states(pid)}" for pid in sorted(found)]
+
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    yield find
+    for pid in set(processes.children_of(os.getpid())) - before:
+        processes.kill_exactly(pid, processes.start_time_ticks(pid))
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def interrupt(number: int, event: str, act: str | None) -> int:
+    """Start a demo, send the signal when it tells of ``event``, and return its status."""
+    with subprocess.Popen(
+        [sys.executable, *_COMMAND, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env=_environment(),
+    ) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            record = json.loads(line)
+            if record["event"] == event and record.get("act") == act:
+                demo.send_signal(number)
+                break
+        _, errors = demo.communicate(timeout=_LIMIT_SECONDS)
+    assert errors == ""
+    return demo.returncode
+
+
+@pytest.mark.needs("process_mrelease", "ptrace")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("event", ["size", "sample", *STEPS])
+def test_an_interrupted_demo_leaves_nobody(event: str, number: int, orphans: Callable[[], list[str]]) -> None:
+    """In whatever step it is interrupted, it ends by that signal's status and every process of it has ended before."""
+    status = interrupt(number, event, None if event == "size" else "exit")
+
+    assert orphans() == []
+    assert status == 128 + number
+
+
+@pytest.mark.needs("root", "process_mrelease", "ptrace", "userfaultfd")
+@pytest.mark.parametrize("event", ["begin", "killed", "outcome"])
+def test_an_interrupted_second_act_leaves_nobody(event: str, orphans: Callable[[], list[str]]) -> None:
+    """The same while a file's lock is held and a victim stands in D."""
+    status = interrupt(signal.SIGINT, event, "lock")
+
+    assert orphans() == []
+    assert status == 130
+
+
+@pytest.mark.needs("process_mrelease", "ptrace")
+@pytest.mark.parametrize("event", ["size", "sample", "killed"])
+def test_a_killed_demo_leaves_nobody(event: str, orphans: Callable[[], list[str]]) -> None:
+    """Even after SIGKILL, when nothing can be tidied up, its processes end by themselves at once."""
+    status = interrupt(signal.SIGKILL, event, None if event == "size" else "exit")
+
+    def are_all_dead() -> bool:
+        return all("'Z'" in orphan for orphan in orphans())
+
+    assert processes.wait_until(are_all_dead, 5.0), orphans()
+    assert status == -signal.SIGKILL
+
+
+@pytest.mark.needs("process_mrelease", "ptrace")
+def test_a_reader_that_leaves_ends_it(orphans: Callable[[], list[str]]) -> None:
+    """``oomreaper demo | head -1`` ends quietly, and leaves nobody."""
+    with subprocess.Popen(
+        [sys.executable, *_COMMAND, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env=_environment(),
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        demo.stdout.readline()
+        demo.stdout.close()
+        errors = demo.stderr.read()
+        status = demo.wait(_LIMIT_SECONDS)
+
+    assert (status, errors) == (128 + signal.SIGPIPE, b"")
+    assert orphans() == []
