@@ -1,0 +1,1 @@
+"""Real processes that SIGKILL alone does not free; ``stage`` is the door."""
