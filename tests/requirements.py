@@ -25,6 +25,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ from oomreaper.linux import syscalls
 from tests.interpreters import find_python_for_everybody
 from tests.victims.cgroups import is_v1_controller_of_kernel, own_directory
 from tests.victims.program import MIB, fresh_name
-from tests.victims.surroundings import CORE_PATTERN, administrator_tool
+from tests.victims.surroundings import CORE_PATTERN, administrator_tool, make_swap_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +123,19 @@ def _find_psi() -> str | None:
 
 
 def _find_swap() -> str | None:
-    return None if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) > 1 else "no swap is on"
+    tools = [administrator_tool(name) for name in ("mkswap", "swapon", "swapoff")]
+    if None in tools:
+        return "mkswap and swapon are not installed"
+    if not Path("/proc/swaps").exists():
+        return "the kernel has no swap"
+    with tempfile.TemporaryDirectory(prefix="oomreaper-test-") as directory:
+        path = Path(directory) / "probe.swap"
+        make_swap_file(path, 1 << 20)
+        done = subprocess.run([str(tools[1]), str(path)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"swapon refuses a file: {done.stderr.strip()}"
+        subprocess.run([str(tools[2]), str(path)], check=True)
+    return None
 
 
 _THP_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -283,8 +296,7 @@ _ALL = (
     Requirement(name="process_mrelease", find_missing=_find_mrelease),
     Requirement(name="kcmp", find_missing=_find_kcmp),
     Requirement(name="psi", find_missing=_find_psi),
-    # Turning swap on changes the whole machine, which a test run does not do and does not ask for.
-    Requirement(name="swap", find_missing=_find_swap),
+    Requirement(name="swap", find_missing=_find_swap, find_obtainable=_is_root),
     Requirement(name="thp", find_missing=_find_thp, find_obtainable=lambda: _is_root() and _THP_ENABLED.exists()),
     Requirement(name="core_pattern", find_missing=_find_core_pattern),
     Requirement(

@@ -22,7 +22,7 @@ from oomreaper.watch.errand import Errand, Target, _Opened, make_settings
 from tests.interpreters import NOBODY
 from tests.real.command import COMMAND, reap
 from tests.victims import stage
-from tests.victims.processes import start_time_ticks, wait_until
+from tests.victims.processes import start_time_ticks, status_of_mm, wait_until
 
 MIB = stage.MIB
 SIZE_BYTES = 64 * MIB
@@ -40,6 +40,11 @@ CONTRACT_KEYS = {
     "sharers",
     "reason",
 }
+
+
+def resident_anon_bytes(pid: int) -> int:
+    """RssAnon alone, without what is in swap."""
+    return int(status_of_mm(pid)["RssAnon"].split()[0]) * 1024
 
 
 def _needs(staging: Staging, *names: str) -> object:
@@ -116,10 +121,26 @@ def test_every_kind_of_private_memory_comes_back(kind: stage.MemoryKind) -> None
 @pytest.mark.needs("cc", "swap")
 def test_swapped_memory_comes_back() -> None:
     """What was swapped out counts as the victim's and comes back with the rest."""
-    with stage.plain("swapped", size_bytes=SIZE_BYTES) as victim:
+    with stage.small_swap(), stage.plain("swapped", size_bytes=SIZE_BYTES) as victim:
+        in_swap_bytes = victim.anon_bytes() - resident_anon_bytes(victim.pid)
         run = reap(victim.pid)
 
+        assert in_swap_bytes >= 0.5 * SIZE_BYTES
+        assert run.record["anon_before_bytes"] >= 0.9 * SIZE_BYTES
         assert run.record["freed_bytes"] >= 0.9 * SIZE_BYTES
+
+
+@pytest.mark.needs("cc", "swap", "ptrace")
+def test_swapped_memory_of_a_victim_that_cannot_die_comes_back() -> None:
+    """The reap frees the swap entries of a stuck victim, while it is still stuck."""
+    with stage.small_swap(), stage.parked_in_exit("swapped", size_bytes=SIZE_BYTES) as victim:
+        in_swap_bytes = victim.anon_bytes() - resident_anon_bytes(victim.pid)
+        run = reap(victim.pid)
+
+        assert in_swap_bytes >= 0.5 * SIZE_BYTES
+        assert run.record["outcome"] == "reaped"
+        assert run.record["still_dying"] is True
+        assert victim.anon_bytes() <= 0.1 * SIZE_BYTES
 
 
 @pytest.mark.needs("cc")

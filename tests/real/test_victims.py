@@ -126,7 +126,6 @@ ANON_KINDS = [
     "private-file",
     pytest.param("locked", marks=pytest.mark.needs("mlock")),
     pytest.param("huge", marks=pytest.mark.needs("thp")),
-    pytest.param("swapped", marks=pytest.mark.needs("swap")),
 ]
 
 
@@ -202,7 +201,7 @@ def test_a_locked_victim_is_mlocked() -> None:
 @pytest.mark.needs("cc", "swap")
 def test_a_swapped_victim_is_in_swap() -> None:
     """Some of its memory is swapped out, and counts as held all the same."""
-    with stage.plain("swapped") as victim:
+    with stage.small_swap(), stage.plain("swapped") as victim:
         assert int(processes.status_of_mm(victim.pid)["VmSwap"].split()[0]) > 0
         assert _is_held(victim)
 

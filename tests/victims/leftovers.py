@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.victims import processes
 from tests.victims.cgroups import groups_named, read_mounts
 from tests.victims.program import end_what_is_left, run_directory, run_name
-from tests.victims.surroundings import CORE_PATTERN, loop_devices_of
+from tests.victims.surroundings import CORE_PATTERN, administrator_tool, loop_devices_of, swaps_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,6 +98,8 @@ class Watch:
             yield Leftover("a changed core_pattern", lambda: CORE_PATTERN.write_text(self._core_pattern))
         # A connection has no name. One that no mount of ours shows belongs to a private namespace: a victim's.
         shown = {mount.device_minor for mount in read_mounts() if mount.kind.startswith("fuse")}
+        for swap in swaps_of(str(run_directory())):
+            yield Leftover(f"swap {swap}", functools.partial(_swap_off, swap))
         for number in _fuse_connections() - self._fuse_connections - shown:
             abort = _FUSE_CONNECTIONS / str(number) / "abort"
             yield Leftover(f"FUSE connection {number}", functools.partial(abort.write_text, "1"))
@@ -131,6 +133,12 @@ def _is_marked(pid: int) -> bool:
     except OSError:
         return False
     return f"{MARK_VARIABLE}={run_name()}".encode() in variables
+
+
+def _swap_off(path: Path) -> None:
+    import subprocess
+
+    subprocess.run([str(administrator_tool("swapoff")), str(path)], check=False, capture_output=True)
 
 
 def _unmount(point: Path) -> None:

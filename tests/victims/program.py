@@ -251,7 +251,7 @@ def killed_at_the_end(command: str, *operands: object, **options: object) -> Ite
 def guarded(*actions: str) -> Iterator[Helper]:
     """A guard that undoes what the block does, also if this process is killed in it.
 
-    The actions are the guard's operands: ``write PATH TEXT`` and ``rmdir PATH``, done in their order.
+    The actions are the guard's operands: ``write PATH TEXT``, ``swapoff PATH`` and ``rmdir PATH``, done in their order.
     """
     with holder("guard", *actions, cleans_up=True) as guard:
         yield guard

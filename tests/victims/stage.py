@@ -37,7 +37,7 @@ from tests.victims.stuck import (
     starved_by_fifo,
     zombie_leader_stuck,
 )
-from tests.victims.surroundings import FrozenFilesystem, frozen_filesystem
+from tests.victims.surroundings import FrozenFilesystem, frozen_filesystem, small_swap
 
 __all__ = [
     "DEFAULT_SIZE_BYTES",
@@ -62,6 +62,7 @@ __all__ = [
     "parked_in_exit",
     "pinned_by_remote_read",
     "plain",
+    "small_swap",
     "starved_by_busy_loops",
     "starved_by_fifo",
     "vfork_parent",

@@ -37,6 +37,9 @@ CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 # include/linux/binfmts.h: CORENAME_MAX_SIZE, the final NUL included.
 CORE_PATTERN_MAX_BYTES = 127
 
+# Small enough to be taken in again at once when it is switched off.
+_SWAP_BYTES = 96 * MIB
+
 # Room for ext4, its journal and the one file; the image is sparse.
 _IMAGE_BYTES = 16 * MIB
 
@@ -126,6 +129,32 @@ def own_cgroup(controller: str | None, *undo: tuple[str, str]) -> Iterator[Path]
     with guarded(*actions, "rmdir", str(directory)):
         directory.mkdir()
         yield directory
+
+
+def swaps_of(prefix: str) -> tuple[Path, ...]:
+    """The swap files in use whose path begins so."""
+    lines = Path("/proc/swaps").read_text(encoding="utf-8").splitlines()[1:]
+    return tuple(Path(line.split()[0]) for line in lines if line.startswith(prefix))
+
+
+def make_swap_file(path: Path, size_bytes: int) -> None:
+    """Write a file that swapon(8) takes: without holes, for root only."""
+    zeros = bytes(MIB)
+    path.touch(mode=0o600)
+    with path.open("wb") as file:
+        for _ in range(size_bytes // MIB):
+            file.write(zeros)
+    subprocess.run([str(administrator_tool("mkswap")), str(path)], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def small_swap(size_bytes: int = _SWAP_BYTES) -> Iterator[None]:
+    """A swap file of our own, in use until the end of the block, also if we die; the machine may have others."""
+    path = run_directory() / f"{fresh_name()}.swap"
+    make_swap_file(path, size_bytes)
+    with guarded("swapoff", str(path)):
+        subprocess.run([str(administrator_tool("swapon")), str(path)], check=True, capture_output=True)
+        yield
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -993,7 +994,7 @@ static int freeze_ext4(const struct options *o)
 
 /*
  * Undo what the run does to the machine, also when the run has been killed. Operands, in the order in which they
- * are done: "write PATH TEXT", "rmdir PATH" (retried for some seconds: a cgroup is busy while its last task goes).
+ * are done: "write PATH TEXT", "swapoff PATH" (and the file goes), "rmdir PATH" (retried for some seconds: a cgroup is busy while its last task goes).
  */
 static int guard(const struct options *o)
 {
@@ -1009,6 +1010,10 @@ static int guard(const struct options *o)
 			failed |= fd < 0 || write(fd, at[2], strlen(at[2])) < 0;
 			close(fd);
 			at += 3;
+		} else if (!strcmp(at[0], "swapoff") && at[1]) {
+			failed |= swapoff(at[1]) < 0 && errno != EINVAL; /* EINVAL: it is off already */
+			failed |= unlink(at[1]) < 0;
+			at += 2;
 		} else if (!strcmp(at[0], "rmdir") && at[1]) {
 			long long deadline_ms = now_ms() + 5000;
 
