@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from typing import Any, get_args
 
 import pytest
 
+from oomreaper.linux import proc
 from oomreaper.linux.interpreter import python_command
 from oomreaper.model.outcome import OutcomeKind
 from oomreaper.model.process import Scouting
@@ -432,7 +434,8 @@ def test_an_ordinary_user_reaps_his_own() -> None:
 
 
 def _strike_once(job: Job, pidfd: int) -> Struck:
-    pool = Pool(frozenset())
+    root = proc.open_root()
+    pool = Pool(root, frozenset())
     try:
         worker = pool.start(can_release=True)
         assert worker is not None
@@ -444,6 +447,7 @@ def _strike_once(job: Job, pidfd: int) -> Struck:
         return said.report
     finally:
         pool.close()
+        os.close(root)
 
 
 def _read(pool: Pool, worker: int) -> object:

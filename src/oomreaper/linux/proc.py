@@ -212,6 +212,18 @@ def read_pid_of_pidfd(root: int, pidfd: int) -> int | None:
     return None
 
 
+def is_asleep(root: int, pid: int) -> bool:
+    """Whether a process sleeps in the kernel, rather than runs or waits for a CPU; so does one that has gone."""
+    process = open_process(root, pid)
+    if process is None:
+        return True
+    try:
+        stat = read_stat(process)
+    finally:
+        os.close(process)
+    return stat is None or stat.state != "R"
+
+
 def parse_meminfo(content: bytes) -> dict[str, int]:
     """/proc/meminfo as bytes by field name."""
     table: dict[str, int] = {}

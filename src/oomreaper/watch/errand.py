@@ -62,11 +62,16 @@ class _Opened(NamedTuple):
 class Errand:
     """Reaps ``targets`` once.
 
+    Make one, ``run`` it, and let go of it.
+
     Args:
         targets: Whom; a target may be named twice and two may share one address space.
         settings: The crew's numbers.
         is_dry_run: Look and decide, signal nobody.
         on_event: Called with each event as it happens.
+
+    Raises:
+        KernelError: There is no usable /proc.
     """
 
     def __init__(
@@ -80,7 +85,8 @@ class Errand:
         self._targets = targets
         self._is_dry_run = is_dry_run
         self._on_event = on_event
-        self._pool = Pool(_read_ancestors())
+        self._proc = proc.open_root()
+        self._pool = Pool(self._proc, _read_ancestors(self._proc))
         self._crew = Crew(self._pool, settings)
         self._opened: dict[int, _Opened] = {}  # by pidfd
         self._outcomes: dict[Target, Outcome] = {}
@@ -97,7 +103,7 @@ class Errand:
         """Do it; one outcome for each target, in their order.
 
         Raises:
-            KernelError: No /proc, no pidfd, no worker can be started here. Nothing was signalled.
+            KernelError: No pidfd or no worker can be had here. Nothing was signalled.
         """
         try:
             with resident.promptness():
@@ -105,8 +111,8 @@ class Errand:
                 self._serve()
         finally:
             self._pool.close()
-            for pidfd in self._opened:
-                os.close(pidfd)
+            for descriptor in (*self._opened, self._proc):
+                os.close(descriptor)
         return [self._with_last_look(target) for target in self._targets]
 
     def _serve(self) -> None:
@@ -141,7 +147,7 @@ class Errand:
             self._outcomes[target] = Outcome(target.pid, None, None, OutcomeKind.GONE, reason="no such process")
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOENT):
-                self._refuse(target, _refuse_thread(target.pid))
+                self._refuse(target, _refuse_thread(self._proc, target.pid))
                 return
             raise KernelError(
                 f"no pidfd for process {target.pid}: {error.strerror}; it needs Linux 5.3 and a sandbox that lets "
@@ -337,34 +343,28 @@ def serve_library() -> None:
     sys.stdout.buffer.write(wire.encode_report(outcome))
 
 
-def _read_ancestors() -> frozenset[int]:
+def _read_ancestors(root: int) -> frozenset[int]:
     """The parent, its parent and so on, as far as this /proc shows them."""
-    root = proc.open_root()
     ancestors: set[int] = set()
     pid = os.getppid()
-    try:
-        while pid > 0 and pid not in ancestors:
-            ancestors.add(pid)
-            process = proc.open_process(root, pid)
-            if process is None:
-                break
-            stat = proc.read_stat(process)
-            os.close(process)
-            pid = stat.ppid if stat is not None else 0
-    finally:
-        os.close(root)
+    while pid > 0 and pid not in ancestors:
+        ancestors.add(pid)
+        process = proc.open_process(root, pid)
+        if process is None:
+            break
+        stat = proc.read_stat(process)
+        os.close(process)
+        pid = stat.ppid if stat is not None else 0
     return frozenset(ancestors)
 
 
-def _refuse_thread(pid: int) -> protection.Refusal:
-    root = proc.open_root()
+def _refuse_thread(root: int, pid: int) -> protection.Refusal:
     process = proc.open_process(root, pid)
     try:
         status = proc.read_status(process) if process is not None else None
     finally:
-        for fd in (root, process):
-            if fd is not None:
-                os.close(fd)
+        if process is not None:
+            os.close(process)
     if status is None:
         return protection.Refusal("it is a thread that leads no process; name the process itself")
     return protection.Refusal(f"it is a thread of process {status.tgid}; name that one: oomreaper reap {status.tgid}")

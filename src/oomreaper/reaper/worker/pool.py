@@ -13,6 +13,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.errors import BrokenPromiseError
+from oomreaper.linux import proc
 from oomreaper.model.outcome import Outcome
 from oomreaper.policy.protection import Ourselves
 from oomreaper.reaper.jobs import Job, Report, Scouted, SharersPart
@@ -22,8 +23,6 @@ from oomreaper.reaper.worker import child
 if TYPE_CHECKING:
     from oomreaper.model.process import Sharer
 
-# The states of /proc/PID/stat in which a task sleeps in the kernel; R runs or waits for a CPU.
-_SLEEPING = ("S", "D", "K")
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A killed worker leaves within 1 ms (2026-11); one that does not is the kernel's to keep, and not waited for.
 _LAST_WAIT_MS = 100
@@ -50,10 +49,12 @@ class Pool:
     """Worker processes by number (their pid). Implements ``oomreaper.reaper.roster.Workers``.
 
     Args:
+        proc_root: A descriptor of /proc, kept open by the caller.
         ancestors: The pids that this process descends from; no worker will signal one of them.
     """
 
-    def __init__(self, ancestors: frozenset[int]) -> None:
+    def __init__(self, proc_root: int, ancestors: frozenset[int]) -> None:
+        self._proc = proc_root
         self._ancestors = ancestors
         self._connections: dict[int, socket.socket] = {}
         self._parts: dict[int, list[Sharer]] = {}
@@ -103,12 +104,7 @@ class Pool:
 
     def is_waiting(self, worker: int) -> bool:
         """Whether the worker sleeps in the kernel."""
-        try:
-            with open(f"/proc/{worker}/stat", "rb") as file:
-                line = file.read()
-        except OSError:
-            return True
-        return line[line.rindex(b")") + 2 :].decode("ascii")[0] in _SLEEPING
+        return proc.is_asleep(self._proc, worker)
 
     # -- for who drives the crew ---------------------------------------------------------------------------
 
