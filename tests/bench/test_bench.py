@@ -72,7 +72,7 @@ def test_page_says_what_the_results_say(quick: Run) -> None:
     assert "A quick run" in quick.page
     for measure in measures:
         for samples in measure.sides.values():
-            median = f"{summarize(samples).median:.1f}"
+            median = page.number(summarize(samples).median, measure.unit)
             assert any(measure.title in row[0] and median in row for row in rows), (measure.title, median)
     for measure in judged:
         assert any(measure.title in row and f"**{measure.verdict.value}**" in row for row in rows), measure.title

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-import oomreaper
 from oomreaper.demo import acts, show
 from oomreaper.errors import KernelError
 from oomreaper.linux.room import Room
 from tests import seccomp
-from tests.interpreters import NOBODY, find_python_for_everybody
+from tests.interpreters import NOBODY, find_python_for_everybody, find_source_for_everybody
 from tests.victims import processes
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 SIZE_BYTES = 64 * MIB
-_SOURCE = str(Path(oomreaper.__file__).parent.parent)
 _TESTS = str(Path(__file__).parent.parent.parent)
 _COMMAND = ("-m", "oomreaper", "demo", "--size-mib", "64")
 # An act takes 1.7 s.
@@ -87,7 +85,7 @@ class Played(NamedTuple):
 
 def _environment(**more: str) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if name in {"PATH", "TMPDIR", "OOMREAPER_TEST_RUN"}}
-    paths = os.pathsep.join((_SOURCE, _TESTS))
+    paths = os.pathsep.join((find_source_for_everybody(), _TESTS))
     return {**own, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error", **more}
 
 

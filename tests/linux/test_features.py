@@ -16,7 +16,7 @@ import oomreaper
 from oomreaper.linux import syscalls
 from oomreaper.linux.features import calls, interview, probe_features, rights
 from oomreaper.model.features import FeatureState
-from tests.interpreters import find_python_for_everybody
+from tests.interpreters import find_python_for_everybody, find_source_for_everybody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ Row = dict[str, Any]
 
 def ask_doctor(*launcher: str | Path, python: str = sys.executable, preamble: str = "") -> dict[str, Row]:
     """Run the doctor in a program of its own, warnings as errors; its rows by name, the verdict under ""."""
-    program = PROGRAM.format(source=str(SOURCE), preamble=preamble)
+    program = PROGRAM.format(source=find_source_for_everybody(), preamble=preamble)
     command = [*map(str, launcher), python, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr

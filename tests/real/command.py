@@ -6,17 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import oomreaper
-from tests.interpreters import find_python_for_everybody
+from tests.interpreters import SOURCE, find_python_for_everybody, find_source_for_everybody
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMAND = (sys.executable, "-m", "oomreaper")
-_SOURCE = str(Path(oomreaper.__file__).parent.parent)
 # Every run here takes a second or two; a fixture lets go of its victim after less than a minute.
 _LIMIT_SECONDS = 50
 
@@ -44,6 +41,7 @@ def reap_command(*arguments: object, user: int | None = None) -> list[str]:
 
 def reap(*arguments: object, prefix: Sequence[str] = (), user: int | None = None) -> Run:
     """Run it behind ``prefix`` (a wrapper) and as ``user`` (a uid) where given."""
+    source = str(SOURCE) if user is None else find_source_for_everybody()
     done = subprocess.run(
         [*prefix, *reap_command(*arguments, user=user)],
         capture_output=True,
@@ -54,6 +52,6 @@ def reap(*arguments: object, prefix: Sequence[str] = (), user: int | None = None
         group=user,
         extra_groups=None if user is None else [],
         cwd="/",
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": source, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     return Run(done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr)

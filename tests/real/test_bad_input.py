@@ -19,7 +19,7 @@ import pytest
 import oomreaper
 from oomreaper.errors import KernelError, UsageError
 from oomreaper.model.outcome import OutcomeKind
-from tests.interpreters import NOBODY
+from tests.interpreters import NOBODY, find_source_for_everybody
 from tests.real.command import COMMAND, reap, reap_command
 from tests.victims import stage
 from tests.victims.processes import start_time_ticks
@@ -249,7 +249,7 @@ def test_without_kcmp_a_victim_without_sharers_is_reaped(sleeper: subprocess.Pop
 
 def _in_mount_namespace(script: str, command: list[str]) -> subprocess.CompletedProcess[str]:
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script + ' && exec "$@"', "sh", *command]
-    environment = {**os.environ, "PYTHONPATH": str(Path(oomreaper.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": find_source_for_everybody()}
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=50, env=environment, cwd="/")
 
 
@@ -273,7 +273,7 @@ def test_without_a_usable_proc_nothing_is_signalled(sleeper: subprocess.Popen[by
 def test_a_proc_of_another_pid_namespace_is_refused(sleeper: subprocess.Popen[bytes]) -> None:
     """There the numbers in /proc name other processes than the kernel would signal for us."""
     words = ["unshare", "--pid", "--fork", *reap_command(sleeper.pid)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(oomreaper.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": find_source_for_everybody()}
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=50, env=environment, cwd="/")
 
     assert done.returncode == 3

@@ -207,7 +207,7 @@ def test_a_vfork_child_is_a_sharer() -> None:
 # -- core dumps --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("cc", "root")
+@pytest.mark.needs("cc", "root", "core_pattern")
 def test_a_core_dump_is_aborted_by_default() -> None:
     """coredump=abort: SIGKILL ends the dump and the memory comes back."""
     with stage.core_dump_to_pipe(size_bytes=SIZE_BYTES) as victim:
@@ -219,7 +219,7 @@ def test_a_core_dump_is_aborted_by_default() -> None:
         assert victim.is_gone(timeout_s=1.0)
 
 
-@pytest.mark.needs("cc", "root")
+@pytest.mark.needs("cc", "root", "core_pattern")
 def test_a_core_dump_is_spared_when_asked_and_its_end_awaited() -> None:
     """coredump=wait: nothing is signalled while it dumps; when the dump is done, its memory is back: exited."""
     with stage.core_dump_to_pipe(size_bytes=SIZE_BYTES) as victim:
@@ -230,7 +230,7 @@ def test_a_core_dump_is_spared_when_asked_and_its_end_awaited() -> None:
         assert run.record["elapsed_ms"] > 500
 
 
-@pytest.mark.needs("cc", "root")
+@pytest.mark.needs("cc", "root", "core_pattern")
 def test_a_spared_core_dump_that_does_not_end_is_given_up_unsignalled() -> None:
     """coredump=wait and the time is over: unreapable, and the dump still goes on, since nothing was signalled."""
     with stage.core_dump_to_pipe(size_bytes=SIZE_BYTES) as victim:
@@ -243,7 +243,7 @@ def test_a_spared_core_dump_that_does_not_end_is_given_up_unsignalled() -> None:
         assert victim.anon_bytes() >= 0.9 * SIZE_BYTES
 
 
-@pytest.mark.needs("cc", "root", "loop_ext4", "unshare")
+@pytest.mark.needs("cc", "root", "core_pattern", "loop_ext4", "unshare")
 def test_a_core_dump_that_cannot_be_aborted_is_given_up_in_time() -> None:
     """A dumper in uninterruptible sleep: EINVAL ten times, given up within 1.3 s, with where it stands."""
     with stage.core_dump_to_frozen_filesystem(size_bytes=SIZE_BYTES) as victim:
