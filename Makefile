@@ -10,7 +10,7 @@ help:
 	@echo "make test   prove it: pure tests, then real victims on this kernel (as root: all of them)"
 	@echo "make lint   ruff, mypy --strict, import-linter, codespell"
 	@echo "make bench  measure: writes bench/results/latest.json and docs/benchmarks.md"
-	@echo "make docs   write what is generated: the life cycle's drawing, the man page"
+	@echo "make docs   write what is generated: the drawing, the man page, the README's figure"
 	@echo "make clean  remove what these made"
 
 demo: .venv/.ready-run
@@ -32,6 +32,7 @@ bench: .venv/.ready-dev
 docs: .venv/.ready-dev
 	$(BIN)/python tools/draw_lifecycle.py
 	$(BIN)/python tools/write_man_page.py
+	$(BIN)/python tools/readme_figure.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

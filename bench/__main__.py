@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures = []
     try:
         for figure in wanted:
-            load = machine.wait_until_calm(arguments.calm)
-            say(f"{figure.name}: {figure.title} (load {load:.2f})")
+            busy_percent = machine.wait_until_calm(arguments.calm)
+            say(f"{figure.name}: {figure.title} (others take {busy_percent:.0f} % of the CPUs)")
             try:
-                record = _measure(figure, plan, load)
+                record = {"busy_percent_before": busy_percent, **_measure(figure, plan)}
             except StageError as error:
                 say(f"{figure.name} FAILED: {error}")
                 failures.append(figure.name)
@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failures or leftovers else 0
 
 
-def _measure(figure: Figure, plan: Plan, load: float) -> dict[str, Any]:
-    started_s = time.monotonic()
+def _measure(figure: Figure, plan: Plan) -> dict[str, Any]:
+    started_s, started = time.monotonic(), machine.CpuTime.read()
     lacks = figure.missing()
     findings = Findings(missing=lacks) if lacks else figure.measure(plan)
     for measure in findings.measures:
@@ -103,7 +103,7 @@ def _measure(figure: Figure, plan: Plan, load: float) -> dict[str, Any]:
         "title": figure.title,
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": machine.read_commit(),
-        "load": load,
+        "stolen_percent": round(machine.CpuTime.read().stolen_percent_since(started), 1),
         "duration_s": round(time.monotonic() - started_s, 1),
         **findings.as_json(),
     }

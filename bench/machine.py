@@ -7,15 +7,15 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from oomreaper import __version__
 from oomreaper.linux.features import probe_features
 
 ROOT = Path(__file__).resolve().parent.parent
-# Above this somebody else is at work as well, and the figures are his too.
-CALM_LOAD = 0.7
-_LOOK_INTERVAL_S = 5.0
+# Above this per cent of the CPUs' time somebody else is at work as well, and the figures are his too.
+CALM_BUSY_PERCENT = 3.0
+_LOOK_INTERVAL_S = 2.0
 _MIB = 1 << 20
 
 
@@ -46,17 +46,42 @@ def read_commit() -> str:
     return f"{commit} with changes" if changed else commit
 
 
-def read_load() -> float:
-    """How many tasks ran or stood in D, averaged over the last minute."""
-    return os.getloadavg()[0]
+class CpuTime(NamedTuple):
+    """Ticks of all CPUs since boot; source: the first line of /proc/stat."""
+
+    spent: int
+    idle: int
+    stolen: int
+
+    @classmethod
+    def read(cls) -> CpuTime:
+        """The ticks now."""
+        user, nice, system, idle, iowait, irq, softirq, stolen, *_ = map(int, _first_line("/proc/stat").split()[1:])
+        return cls(user + nice + system + irq + softirq + stolen, idle + iowait, stolen)
+
+    def busy_percent_since(self, earlier: CpuTime) -> float:
+        """How much of the time was spent, by whomever."""
+        spent, idle = self.spent - earlier.spent, self.idle - earlier.idle
+        return 100 * spent / max(1, spent + idle)
+
+    def stolen_percent_since(self, earlier: CpuTime) -> float:
+        """How much of the time the hypervisor gave to others while somebody here wanted it."""
+        spent, idle = self.spent - earlier.spent, self.idle - earlier.idle
+        return 100 * (self.stolen - earlier.stolen) / max(1, spent + idle)
 
 
 def wait_until_calm(limit_s: float) -> float:
-    """Wait until nobody else is at work, or the time is over; the load then."""
+    """Wait until nobody else is at work, or the time is over; how busy the CPUs were at the last look, in per cent.
+
+    The load average will not do: it remembers our own victims for minutes, those in D among them.
+    """
     deadline_s = time.monotonic() + limit_s
-    while read_load() >= CALM_LOAD and time.monotonic() < deadline_s:
+    while True:
+        before = CpuTime.read()
         time.sleep(_LOOK_INTERVAL_S)
-    return read_load()
+        busy_percent = CpuTime.read().busy_percent_since(before)
+        if busy_percent < CALM_BUSY_PERCENT or time.monotonic() >= deadline_s:
+            return round(busy_percent, 1)
 
 
 def _fields(path: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _ANSWER_LIMIT_S = 30.0
 # As the library starts its errand: no site, no user's environment.
 _START = "import sys; sys.path[:0] = sys.argv[2:]; from bench import stand_in; stand_in.serve(sys.argv[1])"
+_JOIN = 'echo 0 >"$0" && exec "$@"'
 _SOURCE = str(Path(oomreaper.__file__).resolve().parent.parent)
 _NS_IN_MS = 1_000_000
 
@@ -131,10 +132,13 @@ class Ours:
 
 
 @contextlib.contextmanager
-def ours(priority: str = "fifo") -> Iterator[Ours]:
-    """A stand-in whose workers are ready; its end is awaited. Start it before the victim is staged."""
+def ours(priority: str = "fifo", *, group: Path | None = None) -> Iterator[Ours]:
+    """A stand-in whose workers are ready, in the cgroup that is given; its end is awaited."""
+    command = [sys.executable, "-I", "-S", "-c", _START, priority, _SOURCE, str(ROOT)]
+    if group is not None:
+        command = ["sh", "-c", _JOIN, str(group / "cgroup.procs"), *command]
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _START, priority, _SOURCE, str(ROOT)],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,

@@ -34,6 +34,9 @@ It wants root, a C compiler, and about 5 GB of free memory. It makes its victims
 nothing behind. Every raw sample is in the JSON file.
 """
 
+_COUNTED = ("errno", "faults")
+_SMALL = 10
+
 
 def render(results: Mapping[str, Any], figures: Iterable[Figure], notes: str) -> str:
     """The whole page. ``figures`` tell how each was measured; ``notes`` are written by hand."""
@@ -69,7 +72,10 @@ def _verdicts(found: Sequence[tuple[Figure, Mapping[str, Any]]]) -> str:
 
 def _section(figure: Figure, record: Mapping[str, Any]) -> str:
     parts = [f"## {figure.title}\n", figure.method.strip() + "\n"]
-    parts.append(f"Measured {record['date']} at {record['commit']}; load average before it: {record['load']:.2f}.\n")
+    parts.append(
+        f"Measured {record['date']} at {record['commit']}. The CPUs were busy for {record['busy_percent_before']:.0f} % of "
+        f"the two seconds before, and the hypervisor took {record['stolen_percent']:.1f} % of the time meanwhile.\n"
+    )
     measures = [read_measure(measure) for measure in record["measures"]]
     pairs = [measure for measure in measures if measure.judge is Judge.PAIRED_RATIO]
     if pairs:
@@ -99,25 +105,35 @@ def _section(figure: Figure, record: Mapping[str, Any]) -> str:
 
 
 def _pair_rows(measure: Measure) -> list[list[str]]:
-    return [[f"{measure.title} ({measure.unit})", side, *_five(samples)] for side, samples in measure.sides.items()]
+    return [
+        [f"{measure.title} ({measure.unit})", side, *_five(samples, measure.unit)]
+        for side, samples in measure.sides.items()
+    ]
 
 
 def _ratio_row(measure: Measure) -> list[str]:
     assert measure.ratio_of_medians is not None
-    ratios = _five(measure.ratios, digits=2)[1:]
+    ratios = _five(measure.ratios, "ratio")[1:]
     ratios[2] = f"**{ratios[2]}**"
     return [measure.title, *ratios, f"{measure.ratio_of_medians:.2f}", _bar(measure.bar), _verdict(measure)]
 
 
 def _series_row(measure: Measure) -> list[str]:
     (samples, *_) = measure.sides.values()
-    five = _five(samples)
+    five = _five(samples, measure.unit)
     return [f"{measure.title} ({measure.unit})", *five, f"**{_value(measure)}**", _bar(measure.bar), _verdict(measure)]
 
 
-def _five(samples: Sequence[float], digits: int = 1) -> list[str]:
+def _five(samples: Sequence[float], unit: str) -> list[str]:
     summary = summarize(samples)
-    return [str(summary.sample_count), *(f"{value:.{digits}f}" for value in summary[1:])]
+    return [str(summary.sample_count), *(number(value, unit) for value in summary[1:])]
+
+
+def number(value: float, unit: str) -> str:
+    """A figure in as many digits as mean something: none of a count, two of what is below ten, one of the rest."""
+    if unit in _COUNTED:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if value < _SMALL else f"{value:.1f}"
 
 
 def _value(measure: Measure) -> str:
@@ -128,7 +144,7 @@ def _value(measure: Measure) -> str:
             (samples, *_) = measure.sides.values()
             return f"{sum(sample == 0 for sample in samples)} of {len(samples)} are 0"
         case Judge.MEDIAN | Judge.LARGEST:
-            return f"{measure.value:.1f} {measure.unit} ({measure.judge.value})"
+            return f"{number(measure.value, measure.unit)} {measure.unit} ({measure.judge.value})"
 
 
 def _bar(bar: Bar | None) -> str:

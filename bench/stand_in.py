@@ -15,6 +15,7 @@ Arguments: "fifo"; "nice" behaves as if the kernel refused real time, "ordinary"
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -177,7 +178,10 @@ def serve(priority: str) -> None:
     stand_in = StandIn()
     try:
         with resident.promptness():
-            _say(stand_in.start())
+            ready = stand_in.start()
+            with contextlib.suppress(OSError):  # as an ordinary user's watcher: without
+                syscalls.lock_memory()
+            _say(ready)
             _obey(stand_in)
     finally:
         stand_in.end()

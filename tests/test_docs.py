@@ -19,13 +19,9 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 def test_the_manual_page_is_what_the_code_generates() -> None:
     """docs/man/oomreaper-reap.1 is made from the parser and the tables; it cannot drift."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        from tools.write_man_page import PAGE, render
+    from tools.write_man_page import PAGE, render
 
-        assert render() == PAGE.read_text(encoding="utf-8"), "run: make docs"
-    finally:
-        sys.path.remove(str(ROOT))
+    assert render() == PAGE.read_text(encoding="utf-8"), "run: make docs"
 
 
 def test_the_readme_has_the_contract_s_outcomes() -> None:
@@ -33,6 +29,16 @@ def test_the_readme_has_the_contract_s_outcomes() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
 
     assert {kind.value: text for kind, text in MEANING.items()} == rows
+
+
+def test_the_readme_s_figure_is_the_measured_one() -> None:
+    """The README's table is made from bench/results/latest.json; it cannot claim anything else."""
+    from tools.readme_figure import README, readme_with_figure
+
+    text = README.read_text(encoding="utf-8")
+
+    assert text == readme_with_figure(text), "run: make docs"
+    assert "oomreaper`: kill to memory" in text
 
 
 def test_the_exit_statuses_are_those_of_the_errors() -> None:

@@ -40,6 +40,7 @@ class Total(NamedTuple):
     """A parent and its workers, in MiB. ``alone`` is the PSS if nobody else on the machine ran this interpreter."""
 
     pss: float
+    anon: float
     alone: float
     private_dirty: float
     locked: float
@@ -106,6 +107,7 @@ def _count_faults(pid: int) -> int:
 def _measures_of(name: str, title: str, totals: Sequence[Total], bar: Bar | None = None) -> list[Measure]:
     columns = (
         ("pss", "PSS of all", bar),
+        ("anon", "anonymous PSS of all", None),
         ("alone", "PSS of all, were it the only Python here", None),
         ("private-dirty", "private dirty of all", None),
         ("locked", "locked of all (smaps: Locked)", None),
@@ -126,6 +128,7 @@ def _measures_of(name: str, title: str, totals: Sequence[Total], bar: Bar | None
 def _total(parts: Sequence[Footprint]) -> Total:
     return Total(
         pss=sum(part.pss_kib for part in parts) / _KIB_IN_MIB,
+        anon=sum(part.pss_anon_kib for part in parts) / _KIB_IN_MIB,
         alone=(sum(part.pss_anon_kib for part in parts) + max(part.file_rss_kib for part in parts)) / _KIB_IN_MIB,
         private_dirty=sum(part.private_dirty_kib for part in parts) / _KIB_IN_MIB,
         locked=sum(part.locked_kib for part in parts) / _KIB_IN_MIB,
