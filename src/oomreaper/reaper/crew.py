@@ -178,11 +178,6 @@ class Crew:
         """Whether every victim has its outcome and no job is out."""
         return not self._cases and not self._looks and self._roster.is_at_rest
 
-    @property
-    def open_victims(self) -> int:
-        """How many victims have no outcome yet."""
-        return sum(not case.life.is_over for case in self._cases.values())
-
     def statistics(self) -> Statistics:
         """Counts since the start."""
         return Statistics(
