@@ -34,7 +34,7 @@ It wants root, a C compiler, and about 5 GB of free memory. It makes its victims
 nothing behind. Every raw sample is in the JSON file.
 """
 
-_COUNTED = ("errno", "faults")
+_COUNTED = ("errno", "faults", "end")
 _SMALL = 10
 
 
@@ -72,9 +72,10 @@ def _verdicts(found: Sequence[tuple[Figure, Mapping[str, Any]]]) -> str:
 
 def _section(figure: Figure, record: Mapping[str, Any]) -> str:
     parts = [f"## {figure.title}\n", figure.method.strip() + "\n"]
+    busy, stolen = f"{record['busy_percent_before']:.0f} %", f"{record['stolen_percent']:.1f} %"
     parts.append(
-        f"Measured {record['date']} at {record['commit']}. The CPUs were busy for {record['busy_percent_before']:.0f} % of "
-        f"the two seconds before, and the hypervisor took {record['stolen_percent']:.1f} % of the time meanwhile.\n"
+        f"Measured {record['date']} at {record['commit']}. In the two seconds before, the CPUs were busy for {busy} of "
+        f"the time; meanwhile the hypervisor took {stolen}.\n"
     )
     measures = [read_measure(measure) for measure in record["measures"]]
     pairs = [measure for measure in measures if measure.judge is Judge.PAIRED_RATIO]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SCHEMA = 1
+SCHEMA = 2
 # Nanoseconds of a millisecond; finer than that no clock here is.
 _DIGITS = 6
 

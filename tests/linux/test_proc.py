@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -105,6 +106,19 @@ def test_a_descriptor_never_names_another_process() -> None:
     assert proc.read_oom_score_adj(process) is None
     assert proc.open_process(root, child.pid) is None
     os.close(process)
+    os.close(root)
+
+
+def test_a_process_whose_state_cannot_be_read_counts_as_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOMEM while reading /proc, as a real shortage answers, is no reason for the deciding process to end."""
+    root = proc.open_root()
+    assert not proc.is_asleep(root, os.getpid())
+
+    def refuse(_process: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(proc, "read_stat", refuse)
+    assert proc.is_asleep(root, os.getpid())
     os.close(root)
 
 
