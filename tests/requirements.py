@@ -148,7 +148,8 @@ def _find_thp() -> str | None:
 def _find_core_pattern() -> str | None:
     with CORE_PATTERN.open("r+b"):
         pass
-    if not Path("/proc/1/root").samefile("/"):
+    mount_points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
+    if "/" not in mount_points:  # a chroot into a directory that is no mount
         return "the kernel starts what core_pattern names in another root directory than ours (a chroot)"
     if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
         return "the hard limit of core files is 0"

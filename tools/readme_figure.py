@@ -27,7 +27,7 @@ def render() -> str:
         "|---|---|---|",
         *(f"| {what} | never | **{_median_ms(stuck[name], 'reaped')} ms**, still stuck |" for name, what in _STUCK),
     ]
-    seen = healthy["healthy-1024-memory"]
+    seen = healthy["healthy-1024-own"]
     rows.append(
         f"| can die | {_median_ms(seen, 'SIGKILL alone')} ms | **{_median_ms(seen, 'reaped')} ms** "
         f"(median of the paired ratios: {seen['value']:.2f}) |"

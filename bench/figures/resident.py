@@ -178,7 +178,7 @@ FIGURE = Figure(
     method="""\
 Read from /proc/PID/smaps_rollup of the parent and its three workers (two, and one spare), right after the workers are
 ready and again when each has served victims of 64 MiB. The parent stands in for the watcher, which is yet to come: an
-interpreter started with -I -S that has imported what an errand imports; the workers lock their memory, it does not.
+interpreter started with -I -S that has imported what an errand imports. All of them lock their memory.
 PSS divides a shared page by the number of its users; the bench is one more of them for the interpreter's own pages, so
 "were it the only Python here" counts those in full once: all anonymous PSS, and the largest RssFile. Page faults are
 those of parent and workers between handing over a victim and its record: each wants memory at the moment in which there
