@@ -90,6 +90,7 @@ class Errand:
         self._opened: dict[int, _Opened] = {}  # by pidfd
         self._outcomes: dict[Target, Outcome] = {}
         self._victims: dict[Identity, _Opened] = {}
+        self._victim_of_life: dict[Identity, Identity] = {}  # every life that was let in, by whom it was named first
         self._watched: set[int] = set()  # pidfds of victims that have not ended
         self._comrades: dict[Target, tuple[Scouting, Identity]] = {}  # targets served by another's reaping
         self._sandbox_kills = 0
@@ -185,12 +186,11 @@ class Errand:
         entry = self._crew.submit(scouting, opened.pidfd, time.monotonic_ns())
         if entry is Entry.QUEUED:
             self._victims[identity] = opened
+            self._victim_of_life |= {sharer.identity: identity for sharer in scouting.sharers} | {identity: identity}
             self._watched.add(opened.pidfd)
         elif entry is Entry.ALREADY_IN:
-            lives = {identity, *(sharer.identity for sharer in scouting.sharers)}
-            first = next((life for life in self._victims if life in lives), None)
-            if first is None:  # known by a sharer only: the victim that listed this one
-                first = next(life for life in self._victims if self._crew.has_served(life))
+            lives = (identity, *(sharer.identity for sharer in scouting.sharers))
+            first = next(self._victim_of_life[life] for life in lives if life in self._victim_of_life)
             self._comrades[opened.target] = (scouting, first)
             self._settle_comrades()
         else:
