@@ -47,7 +47,7 @@ class NotingPool(Pool):
         super().__init__(proc_root, ancestors)
         self.pid_by_worker: dict[int, int] = {}
 
-    def assign(self, worker: int, job: Job, handle: int) -> bool:
+    def assign(self, worker: int, job: Job, handle: int | None) -> bool:
         """Note it, then do it."""
         self.pid_by_worker[worker] = job.pid
         return super().assign(worker, job, handle)

@@ -24,7 +24,8 @@ from oomreaper.watch.errand import Errand, Target, _Opened, make_settings
 from tests.interpreters import NOBODY
 from tests.real.command import COMMAND, reap
 from tests.victims import stage
-from tests.victims.processes import start_time_ticks, status_of_mm, wait_until
+from tests.victims.processes import start_time_ticks, states, status_of_mm, wait_until
+from tests.victims.staged import victim as victim_of
 
 MIB = stage.MIB
 SIZE_BYTES = 64 * MIB
@@ -201,6 +202,20 @@ def test_a_vfork_child_is_a_sharer() -> None:
 
         assert run.status == 0
         assert len(run.record["sharers"]) == 1
+        assert victim.is_gone(timeout_s=1.0)
+
+
+@pytest.mark.needs("cc")
+def test_a_sharer_whose_leader_has_ended_dies_with_it() -> None:
+    """It shows no memory of its own in /proc/PID and keeps the victim's: found by a living thread, killed and named."""
+    with victim_of("zombie-led-sharer", size_bytes=SIZE_BYTES) as victim:
+        (sharer,) = set(victim.pids) - {victim.pid}
+        assert wait_until(lambda: states(sharer).get(sharer) == "Z" and len(states(sharer)) > 1, timeout_s=5)
+        run = reap(victim.pid)
+
+        assert run.status == 0, run.record
+        assert run.record["sharers"] == [sharer]
+        assert run.record["freed_bytes"] >= 0.9 * SIZE_BYTES
         assert victim.is_gone(timeout_s=1.0)
 
 
@@ -393,6 +408,28 @@ def test_two_pids_of_one_address_space_are_reaped_once_and_reported_for_both() -
         assert [record["outcome"] for record in run.records] == ["reaped", "reaped"]
         assert sum("reaped once" in record["reason"] for record in run.records) == 1
         assert run.status == 0
+
+
+@pytest.mark.needs("cc")
+def test_each_comrade_gets_the_outcome_of_its_own_address_space() -> None:
+    """Two address spaces, two pids of each, named in turns: four records, each about its own memory."""
+    with (
+        stage.plain(sharers=1, size_bytes=SIZE_BYTES) as first,
+        stage.plain(sharers=1, size_bytes=SIZE_BYTES // 2) as second,
+    ):
+        (of_first,) = set(first.pids) - {first.pid}
+        (of_second,) = set(second.pids) - {second.pid}
+        run = reap(first.pid, second.pid, of_second, of_first)
+        freed = {record["pid"]: record["freed_bytes"] for record in run.records}
+        sharers = {record["pid"]: record["sharers"] for record in run.records}
+
+        assert [record["pid"] for record in run.records] == [first.pid, second.pid, of_second, of_first]
+        assert run.status == 0
+        assert freed[first.pid] == freed[of_first] >= 0.9 * SIZE_BYTES
+        assert freed[second.pid] == freed[of_second] < 0.9 * SIZE_BYTES
+        assert sharers[of_first] == [first.pid]
+        assert sharers[of_second] == [second.pid]
+        assert sum("reaped once" in record["reason"] for record in run.records) == 2
 
 
 @pytest.mark.needs("cc")

@@ -22,7 +22,7 @@ class FakeWorkers:
     """Workers that do nothing until the test lets them answer."""
 
     def __init__(self) -> None:
-        self.jobs: dict[int, tuple[Job, int]] = {}  # what each busy worker has
+        self.jobs: dict[int, tuple[Job, int | None]] = {}  # what each busy worker has
         self.alive: set[int] = set()
         self.dismissed: list[int] = []
         self.running: set[int] = set()  # workers that are not asleep in the kernel
@@ -38,7 +38,7 @@ class FakeWorkers:
         self.alive.add(worker)
         return worker
 
-    def assign(self, worker: int, job: Job, handle: int) -> bool:
+    def assign(self, worker: int, job: Job, handle: int | None) -> bool:
         """Take a job."""
         if worker not in self.alive:
             return False

@@ -619,6 +619,41 @@ static int sharers(const struct options *o)
 	sleep_until_killed();
 }
 
+static int sleep_in_the_second_thread(void *argument)
+{
+	return share_the_memory(argument);
+}
+
+/* A process in our address space whose first thread makes a second one and leaves: a zombie that leads a living one. */
+static int leave_a_thread_behind(void *argument)
+{
+	const struct options *o = argument;
+	char *stack = map(4 * PAGE_BYTES, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	if (clone(sleep_in_the_second_thread, stack + 4 * PAGE_BYTES,
+		  CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM,
+		  (void *)(uintptr_t)o) < 0)
+		fail("clone");
+	syscall(SYS_exit, 0);
+	return 0;
+}
+
+static int zombie_led_sharer(const struct options *o)
+{
+	char *stack;
+	pid_t pid;
+
+	live_no_longer_than_the_run(o);
+	hold_memory(o);
+	signal(SIGCHLD, SIG_IGN);
+	stack = map(4 * PAGE_BYTES, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	pid = clone(leave_a_thread_behind, stack + 4 * PAGE_BYTES, CLONE_VM | SIGCHLD, (void *)(uintptr_t)o);
+	if (pid < 0)
+		fail("clone");
+	report("ready sharers=%d\n", (int)pid);
+	sleep_until_killed();
+}
+
 static int vfork_child(void *argument)
 {
 	report("ready sharers=%d\n", (int)getpid());
@@ -1163,6 +1198,7 @@ static const struct {
 	{"stuck-write", stuck_write, 0},
 	{"stuck-read", stuck_read, 0},
 	{"sharers", sharers, 0},
+	{"zombie-led-sharer", zombie_led_sharer, 0},
 	{"vfork-parent", vfork_parent, 0},
 	{"dump-core", dump_core, 0},
 	{"hold-mmap-lock", hold_mmap_lock, 0},

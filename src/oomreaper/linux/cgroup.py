@@ -10,6 +10,7 @@ Writing to a control file can wait for locks of the kernel; only workers call th
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import NamedTuple
 
@@ -100,6 +101,78 @@ def find_group(mounts: list[Mount], process: int, controller: str) -> tuple[Moun
     return None
 
 
+def read_groups(mounts: list[Mount], process: int) -> tuple[str | None, list[str]]:
+    """The path of the process's memory cgroup, as /proc/PID/cgroup names it, and the directories of its groups.
+
+    The directories are those of its memory cgroup and of its v2 group, where they are seen and are no hierarchy's root.
+    Where memory is ruled by no v1 hierarchy, its group is the one of v2. None: it stands in no group that is told.
+    """
+    content = proc.read_file(process, "cgroup")
+    memberships = parse_memberships(content) if content else []
+    of_memory = [each for each in memberships if "memory" in each.controllers]
+    of_v2 = [each for each in memberships if not each.controllers]
+    directories = []
+    for version, found in ((1, of_memory), (2, of_v2)):
+        for mount in mounts:
+            if mount.version == version and found and (version == 2 or "memory" in mount.controllers):  # noqa: PLR2004 - the second version
+                directory = mount.path_of(found[0].group)
+                if directory is not None and found[0].group != _ROOT_GROUP:
+                    directories.append(directory)
+                    break
+    chosen = of_memory or of_v2
+    return (chosen[0].group if chosen else None), directories
+
+
+def read_oom_group(mounts: list[Mount], process: int) -> str | None:
+    """The outermost group around the process that is to be killed as a whole (v2: memory.oom.group 1), by its path."""
+    found = find_group(mounts, process, "memory")
+    if found is None or found[0].version != 2:  # noqa: PLR2004 - v1 has no such file
+        return None
+    mount, directory = found
+    outermost = None
+    while len(directory) > len(mount.directory):
+        if _read_int(f"{directory}/memory.oom.group") == 1:
+            outermost = directory
+        directory = directory.rpartition("/")[0]
+    return None if outermost is None else mount.root.rstrip("/") + outermost[len(mount.directory) :]
+
+
+def has_trusted_mark(directory: str, name: str) -> bool:
+    """Whether a group has the extended attribute ``user.NAME`` "1", and root or we ourselves own the group.
+
+    The owner of a group can write to it: what an ordinary user says of his own group is no order to root.
+    """
+    try:
+        return os.getxattr(directory, f"user.{name}") == b"1" and os.stat(directory).st_uid in (0, os.geteuid())
+    except OSError:
+        return False
+
+
+def is_below_root(mounts: list[Mount], directory: str) -> bool:
+    """Whether this names a group below a hierarchy's root, so that it does not stand for the whole machine."""
+    parts = directory.split("/")
+    is_plain = ".." not in parts and "." not in parts
+    return is_plain and any(directory.rstrip("/").startswith(f"{mount.directory}/") for mount in mounts)
+
+
+def kill_group(directory: str) -> None:
+    """SIGKILL everybody in a group and below it, whoever it is (v2 cgroup.kill, Linux 5.14).
+
+    Raises:
+        OSError: ENOENT (v1, an older kernel), EOPNOTSUPP (a threaded group), EACCES.
+    """
+    _write(f"{directory}/cgroup.kill", b"1")
+
+
+def reclaim_from_group(directory: str, wanted_bytes: int) -> None:
+    """Move memory of a group out (v2 memory.reclaim, Linux 5.19); it may take seconds.
+
+    Raises:
+        OSError: EAGAIN (less than that could be moved out), ENOENT (v1, an older kernel), EACCES.
+    """
+    _write(f"{directory}/memory.reclaim", b"%d" % wanted_bytes)
+
+
 def read_group_charge_bytes(directory: str) -> int | None:
     """What is charged to a memory cgroup, swap included where the kernel counts it; None when it is not told.
 
@@ -137,6 +210,23 @@ def read_group_pids(directory: str) -> list[int]:
     return pids
 
 
+def read_group_pids_surely(directory: str) -> list[int]:
+    """Every process in a group and below it.
+
+    Raises:
+        OSError: Some group did not tell. One that was removed meanwhile holds nobody and is passed over.
+    """
+    pids: list[int] = []
+    for path, _, files in os.walk(directory, onerror=_raise_unless_gone):
+        if "cgroup.procs" in files:
+            try:
+                with open(f"{path}/cgroup.procs", "rb") as file:
+                    pids += [int(word) for word in file.read().split()]
+            except OSError as error:
+                _raise_unless_gone(error)
+    return pids
+
+
 def release_from_v1_holds(mounts: list[Mount], process: int, thread_ids: list[int]) -> list[str]:
     """Move the threads of a killed process out of a frozen or throttled v1 group; say what was done.
 
@@ -157,6 +247,19 @@ def release_from_v1_holds(mounts: list[Mount], process: int, thread_ids: list[in
             os.close(tasks)
         done.append(f"moved out of {controller} group {directory[len(mount.directory) :]}")
     return done
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if error.errno not in (errno.ENOENT, errno.ENODEV):
+        raise error
+
+
+def _write(path: str, content: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, content)
+    finally:
+        os.close(file)
 
 
 def _move_thread(tasks: int, thread_id: int) -> None:

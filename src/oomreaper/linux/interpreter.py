@@ -9,6 +9,7 @@ from oomreaper.errors import KernelError
 
 # The folder or archive that holds the package, three levels above this file.
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_FIND_PACKAGE = "import sys; sys.path.append(sys.argv.pop(1)); "
 
 
 def python_command(program: str, *arguments: str) -> list[str]:
@@ -20,8 +21,21 @@ def python_command(program: str, *arguments: str) -> list[str]:
     Raises:
         KernelError: This program has no interpreter to start (it is frozen, or embeds Python).
     """
+    return [_find_interpreter(), "-I", "-S", "-c", _FIND_PACKAGE + program, _PACKAGE_ROOT, *arguments]
+
+
+def oomreaper_command(*arguments: str) -> list[str]:
+    """The command line of an ordinary ``oomreaper`` with these arguments: this package, and the site's libraries.
+
+    Raises:
+        KernelError: As ``python_command``.
+    """
+    program = _FIND_PACKAGE + "from oomreaper.faces.cli import main; sys.exit(main(sys.argv[1:]))"
+    return [_find_interpreter(), "-I", "-c", program, _PACKAGE_ROOT, *arguments]
+
+
+def _find_interpreter() -> str:
     if not sys.executable or getattr(sys, "frozen", False):
         # A frozen program's executable is the program itself: it would be started once more, not Python.
         raise KernelError("this program has no Python interpreter to start")
-    find_package = "import sys; sys.path.append(sys.argv.pop(1)); "
-    return [sys.executable, "-I", "-S", "-c", find_package + program, _PACKAGE_ROOT, *arguments]
+    return sys.executable

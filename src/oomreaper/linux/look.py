@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING
 
 from oomreaper.linux import cgroup, proc, syscalls
 from oomreaper.model.memory import ChargedMemory, VictimMemory
 from oomreaper.model.process import Process, Scouting, Sharer, ThreadReport
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _KTHREADD_PID = 2
 # The report on a victim that was given up: enough threads to see what they wait for.
@@ -85,8 +81,14 @@ def find_sharers(proc_root: int, process: int, pid: int) -> tuple[tuple[Sharer, 
     except OSError:
         return (), False  # ENOSYS, or EPERM: somebody else's
     sharers = []
+    kthreadd = _KTHREADD_PID if _sees_whole_machine(proc_root) else None
     for other_pid in proc.read_pids(proc_root):
-        if other_pid != pid and shares_memory(proc_root, victim_thread, other_pid):
+        if other_pid == pid:
+            continue
+        is_sharer = shares_memory(proc_root, victim_thread, other_pid)
+        if not is_sharer and _leads_no_memory(other_pid, kthreadd):
+            is_sharer = process_shares_memory(proc_root, victim_thread, other_pid)
+        if is_sharer:
             sharer = _read_sharer(proc_root, other_pid)
             if sharer is not None:
                 sharers.append(sharer)
@@ -105,20 +107,35 @@ def shares_memory(proc_root: int, victim_thread: int, other_pid: int) -> bool:
     return False
 
 
-def find_zombie_led_sharers(proc_root: int, victim_thread: int, pid: int) -> Iterator[int]:
-    """Processes that share the memory through a thread only, since their leader has ended. A costly look."""
-    for other_pid in proc.read_pids(proc_root):
-        other = proc.open_process(proc_root, other_pid) if other_pid != pid else None
-        if other is None:
-            continue
-        try:
-            stat = proc.read_stat(other)
-            if stat is None or stat.state != "Z" or stat.num_threads == 1:
-                continue
-            if any(shares_memory(proc_root, victim_thread, thread) for thread in proc.read_thread_ids(other)):
-                yield other_pid
-        finally:
-            os.close(other)
+def process_shares_memory(proc_root: int, victim_thread: int, pid: int) -> bool:
+    """Whether it shares the memory of ``victim_thread``: through its leader or, if that has ended, a thread."""
+    if shares_memory(proc_root, victim_thread, pid):
+        return True
+    other = proc.open_process(proc_root, pid)
+    if other is None:
+        return False
+    try:
+        stat = proc.read_stat(other)
+        if stat is None or stat.state != "Z" or stat.num_threads == 1:
+            return False
+        return any(shares_memory(proc_root, victim_thread, thread) for thread in proc.read_thread_ids(other))
+    finally:
+        os.close(other)
+
+
+def _leads_no_memory(pid: int, kthreadd: int | None) -> bool:
+    """Whether this leader may have no address space: as kernel threads have none, kcmp calls the two equal.
+
+    That spares a look into /proc for everybody else; where it cannot be asked so, /proc is asked of all.
+    """
+    if kthreadd is None:
+        return True
+    try:
+        return syscalls.is_same_mm(kthreadd, pid)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
 
 
 def find_thread_with_memory(process: int) -> int | None:

@@ -216,6 +216,8 @@ class GroupMemory:
                 if stat is not None:
                     available_bytes, shmem_bytes = available_bytes + stat.reclaimable_bytes, stat.shmem_bytes
             available_bytes = 0 if is_hanging else max(0, min(available_bytes, limit_bytes))
+            if is_hanging:
+                aside = aside._replace(swap_free_bytes=0)  # whatever swap is free, it has not kept them from hanging
         some_us, full_us = self._kept.read("memory.pressure", psi.read_totals) or (None, None)
         return ScopeSample(
             scope=self.scope,

@@ -7,7 +7,8 @@ such a descriptor, and None means "it has gone" (or: not ours to see).
 Reading ``stat``, ``statm`` or ``status`` takes a short reference to the address space. When the process exits
 in that moment, the *reader* does the tear-down, which takes 70 ms a GiB and may wait for unfinished asynchronous
 I/O without bound. So nothing that must not block reads a victim here: workers do.
-``cmdline``, ``environ``, ``maps``, ``smaps`` and ``pagemap`` wait for mmap_lock as well and are never read.
+``cmdline``, ``environ``, ``maps``, ``smaps`` and ``pagemap`` wait for mmap_lock as well: of a victim they are never
+read, and a worker that reads ``cmdline`` or ``maps`` of anybody else is given up when that blocks.
 """
 
 from __future__ import annotations
@@ -106,6 +107,40 @@ def read_file(directory: int, name: str) -> bytes | None:
     return content
 
 
+def read_head(directory: int, name: str, limit_bytes: int) -> bytes | None:
+    """The first ``limit_bytes`` of a file below ``directory``; None when its process has gone."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    try:
+        content = chunk = os.read(file, limit_bytes)
+        while chunk and len(content) < limit_bytes:  # maps come a page at a time
+            chunk = os.read(file, limit_bytes - len(content))
+            content += chunk
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(file)
+    return content
+
+
+def parse_private_ranges(maps: bytes, *, limit: int) -> list[tuple[int, int]]:
+    """Address and length of the first private mappings in /proc/PID/maps, the kernel's own ([vdso]…) left out."""
+    ranges = []
+    for line in maps.split(b"\n"):
+        words = line.split(maxsplit=5)
+        if len(words) < 5 or words[1][3:4] != b"p" or words[1] == b"---p":  # noqa: PLR2004 - 5 columns, then the name
+            continue
+        if words[-1].startswith(b"[v"):
+            continue
+        start, _, end = words[0].partition(b"-")
+        ranges.append((int(start, 16), int(end, 16) - int(start, 16)))
+        if len(ranges) >= limit:
+            break
+    return ranges
+
+
 def parse_stat(line: bytes) -> Stat:
     """Parse /proc/PID/stat. A comm may hold anything, also ``") Z "``: it ends at the *last* parenthesis."""
     opened = line.index(b"(")
@@ -200,6 +235,21 @@ def read_oom_score_adj(process: int) -> int | None:
 def read_pids(root: int) -> list[int]:
     """Every process that this /proc shows."""
     return [int(name) for name in os.listdir(root) if name.isdigit()]
+
+
+def read_ancestors(root: int) -> frozenset[int]:
+    """Our parent, its parent and so on, as far as this /proc shows them."""
+    ancestors: set[int] = set()
+    pid = os.getppid()
+    while pid > 0 and pid not in ancestors:
+        ancestors.add(pid)
+        process = open_process(root, pid)
+        if process is None:
+            break
+        stat = read_stat(process)
+        os.close(process)
+        pid = stat.ppid if stat is not None else 0
+    return frozenset(ancestors)
 
 
 def read_pid_of_pidfd(root: int, pidfd: int) -> int | None:

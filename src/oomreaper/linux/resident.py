@@ -49,6 +49,11 @@ def become_resident() -> Residency:
     return Residency(is_locked, is_realtime, os.getpriority(os.PRIO_PROCESS, 0))
 
 
+def be_prompt() -> bool:
+    """Take the lowest real-time priority for good, for us and for whom we fork; whether it was permitted."""
+    return _permitted(functools.partial(syscalls.be_realtime, children_too=True))
+
+
 @contextlib.contextmanager
 def promptness() -> Iterator[None]:
     """Run at the lowest real-time priority for a while, where permitted: for one who decides and mostly sleeps.

@@ -16,6 +16,7 @@ import signal
 
 SYS_PIDFD_SEND_SIGNAL = 424
 SYS_PIDFD_OPEN = 434
+SYS_PROCESS_MADVISE = 440
 SYS_PROCESS_MRELEASE = 448
 # kcmp is older than the common numbering, so its number differs by architecture.
 _SYS_KCMP_BY_MACHINE = {
@@ -38,6 +39,10 @@ MCL_CURRENT = 1
 MCL_FUTURE = 2
 MCL_ONFAULT = 4
 
+MADV_PAGEOUT = 21
+# The most ranges that one call takes (UIO_MAXIOV, include/uapi/linux/uio.h).
+RANGES_A_CALL = 1024
+
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 
@@ -56,6 +61,13 @@ _mlockall.restype = ctypes.c_int
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _prctl.restype = ctypes.c_int
+
+
+class _Range(ctypes.Structure):
+    """struct iovec: an address and a length."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
 
 _long = ctypes.c_long
 _ulong = ctypes.c_ulong
@@ -124,6 +136,22 @@ def kill_and_release(pidfd: int) -> tuple[int, int | None]:
     if _release(pidfd, 0) != 0:
         return 0, _get_errno()
     return 0, 0
+
+
+def process_madvise(pidfd: int, ranges: list[tuple[int, int]], advice: int) -> int:
+    """Advise the kernel on (address, bytes) ranges of another process; how many bytes it took the advice for.
+
+    It waits for the process's mmap_lock without bound: call it where a process may be lost.
+
+    Raises:
+        OSError: EPERM (it takes CAP_SYS_NICE and the right to look into the process), ESRCH, EINVAL (an advice that
+            is not for others), ENOMEM (a range is not mapped any more), ENOSYS (before Linux 5.10).
+    """
+    vector = (_Range * len(ranges))(*(_Range(*each) for each in ranges))
+    address = _ulong(ctypes.addressof(vector))
+    return _checked(
+        _syscall(_long(SYS_PROCESS_MADVISE), _long(pidfd), address, _ulong(len(ranges)), _long(advice), _ZERO)
+    )
 
 
 def is_same_mm(pid: int, other_pid: int) -> bool:

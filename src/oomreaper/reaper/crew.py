@@ -19,6 +19,7 @@ How it works:
    until its memory is back or found to be pinned; it holds no slot meanwhile.
 4. After the first attempt, never before, a victim that lives on is helped to leave.
 5. A life that was served is marked until it is over, and is never served again (MMF_OOM_SKIP).
+6. What serves no victim (profiles, units, reclaim) stands in ``side_jobs`` and gets what workers are left.
 
 What must change together: a new kind of job wants its deadline here and its row in ``jobs`` and ``worker.child``.
 """
@@ -37,6 +38,7 @@ from oomreaper.reaper.handoff import Entry, Handoff, finish
 from oomreaper.reaper.jobs import (
     REPORT_OF_JOB,
     Accounted,
+    CouldNotLook,
     Hello,
     Helped,
     Inquired,
@@ -47,7 +49,8 @@ from oomreaper.reaper.jobs import (
     Struck,
 )
 from oomreaper.reaper.lifecycle import Move, State
-from oomreaper.reaper.roster import Assignment, Roster, Workers
+from oomreaper.reaper.roster import Assignment, Roster, Service, Workers
+from oomreaper.reaper.side_jobs import SideDoor, SideJobs, SideTask
 from oomreaper.reaper.verify import Meaning
 
 if TYPE_CHECKING:
@@ -69,6 +72,9 @@ _DEADLINE_NS_OF_LOOK = {
     JobKind.ACCOUNT: 1_000 * _MS,
     JobKind.HELP: 1_000 * _MS,
     JobKind.INQUEST: 200 * _MS,
+    JobKind.PROFILE: 100 * _MS,
+    JobKind.KILL_UNIT: 1_000 * _MS,  # its passes take 500 ms at most, and a look at every process may be the last
+    JobKind.RECLAIM: 1_000 * _MS,
 }
 
 
@@ -107,12 +113,15 @@ class _Target(NamedTuple):
     handle: int
 
 
-class Crew:
+_Subject = Case | _Target | SideTask
+
+
+class Crew(SideDoor):
     """Serves victims with disposable workers. ``settings`` and the seam ``workers`` are all it stands on."""
 
     def __init__(self, workers: Workers, settings: Settings) -> None:
         self._settings = settings
-        self._roster: Roster[Case | _Target] = Roster(workers, settings.workers + settings.spares)
+        self._roster: Roster[_Subject] = Roster(workers, settings.workers + settings.spares)
         self._handoff = Handoff(
             slots=settings.workers, queue_limit=settings.queue_limit, mark_limit=settings.mark_limit
         )
@@ -121,6 +130,7 @@ class Crew:
         self._deep_looks: set[Identity] = set()
         self._scouted: list[tuple[int, Scouted]] = []
         self._events: list[Event] = []
+        super().__init__(SideJobs())
         self._taken = self._attempts = 0
 
     # -- what the driver asks ------------------------------------------------------------------------------
@@ -157,7 +167,7 @@ class Crew:
 
     def next_deadline_ns(self) -> int | None:
         """When ``on_time`` must be called at the latest; None: nothing is due by time."""
-        due = [at for at in (self._roster.next_deadline_ns(),) if at is not None]
+        due = [at for at in (self._roster.next_deadline_ns(), self._side.next_deadline_ns()) if at is not None]
         for case in self._cases.values():
             due += [at for at in (case.account_due_ns, case.help_due_ns) if at is not None]
             if case.strike_due_ns is not None and self._roster.idle:
@@ -176,7 +186,16 @@ class Crew:
     @property
     def is_quiet(self) -> bool:
         """Whether every victim has its outcome and no job is out."""
-        return not self._cases and not self._looks and self._roster.is_at_rest
+        return not self._cases and not self._looks and self._side.is_at_rest and self._roster.is_at_rest
+
+    @property
+    def open_victims(self) -> tuple[Identity, ...]:
+        """The victims that have no outcome yet, in order of submission."""
+        return tuple(case.identity for case in self._cases.values() if not case.is_settled)
+
+    def services(self) -> dict[int, Service]:
+        """What each living worker has answered so far: a worker that has done both kinds has touched what they need."""
+        return dict(self._roster.services)
 
     def statistics(self) -> Statistics:
         """Counts since the start."""
@@ -189,6 +208,10 @@ class Crew:
             victims_open=len(self._cases),
             attempts=self._attempts,
         )
+
+    def reset_statistics(self) -> None:
+        """Count victims and attempts from 0 again: after a rehearsal, whose victims were our own."""
+        self._taken = self._attempts = 0
 
     def has_served(self, identity: Identity) -> bool:
         """Whether this life was served already and is not to be chosen again."""
@@ -211,9 +234,13 @@ class Crew:
         if assignment is None:
             return
         subject, kind = assignment.subject, assignment.job.kind
-        if type(report) is not REPORT_OF_JOB[kind]:
+        if type(report) not in (REPORT_OF_JOB[kind], CouldNotLook):
             raise BrokenPromiseError(f"a worker answered {kind} with {type(report).__name__}")
-        if isinstance(subject, _Target):
+        if isinstance(subject, SideTask):
+            self._side.on_report(subject, report)
+        elif isinstance(report, CouldNotLook):
+            self._on_could_not_look(assignment, report.problem, now_ns)
+        elif isinstance(subject, _Target):
             assert isinstance(report, Scouted)
             self._scouted.append((subject.handle, report))
         else:
@@ -247,6 +274,7 @@ class Crew:
 
     def on_time(self, now_ns: int) -> None:
         """Do what is due."""
+        self._side.on_time(now_ns)
         for worker, assignment in self._roster.overdue(now_ns):
             self._on_overdue(worker, assignment, now_ns)
         for case in list(self._cases.values()):
@@ -267,7 +295,7 @@ class Crew:
 
     # -- one victim's progress -----------------------------------------------------------------------------
 
-    def _on_answer(self, case: Case, assignment: Assignment[Case | _Target], report: Report, now_ns: int) -> None:
+    def _on_answer(self, case: Case, assignment: Assignment[_Subject], report: Report, now_ns: int) -> None:
         match report:
             case Struck():
                 self._on_struck(case, assignment, report, now_ns)
@@ -281,7 +309,7 @@ class Crew:
                 case.threads = report.threads
                 self._settle(case, now_ns)
 
-    def _on_struck(self, case: Case, assignment: Assignment[Case | _Target], struck: Struck, now_ns: int) -> None:
+    def _on_struck(self, case: Case, assignment: Assignment[_Subject], struck: Struck, now_ns: int) -> None:
         if case.life.is_over:
             return
         if struck.signal_errno == 0 and case.signal_ns is None:
@@ -290,7 +318,8 @@ class Crew:
         case.sharers.update(struck.sharers_killed)
         case.needs_rescan = struck.mrelease_errno == errno.EINVAL and not struck.is_dumping_core
         reading = verify.read_strike(struck, case.before)
-        case.reason = reading.reason
+        if reading.meaning is not Meaning.VANISHED or case.signal_ns is None:
+            case.reason = reading.reason  # one that we signalled has vanished by that: what was said of it stands
         if not case.has_died and not case.is_helped and struck.signal_errno == 0:
             case.help_due_ns = now_ns + _HELP_DELAY_NS
         match reading.meaning:
@@ -301,7 +330,8 @@ class Crew:
             case Meaning.AGAIN if struck.signal_errno is None:
                 self._await_dump(case, now_ns)
             case Meaning.AGAIN:
-                self._again(case, assignment.started_ns, struck.memory, now_ns)
+                memory = struck.memory if struck.memory_problem is None else case.memory_seen
+                self._again(case, assignment.started_ns, memory, now_ns)
             case Meaning.VANISHED if case.life.permits(Move.VANISH):
                 self._end(case, Move.VANISH, now_ns)
             case Meaning.FORBIDDEN if case.life.permits(Move.REFUSE):
@@ -338,9 +368,7 @@ class Crew:
         finish(self._handoff.release(case.candidate))
         self._fill_slots(now_ns)
 
-    def _on_accounted(
-        self, case: Case, assignment: Assignment[Case | _Target], accounted: Accounted, now_ns: int
-    ) -> None:
+    def _on_accounted(self, case: Case, assignment: Assignment[_Subject], accounted: Accounted, now_ns: int) -> None:
         if case.life.state is not State.LEAVING:
             return
         is_moving = verify.has_moved(case.memory_seen, accounted.memory) or verify.is_charge_moving(
@@ -447,6 +475,8 @@ class Crew:
         while self._roster.idle and self._looks:
             kind, subject = self._looks.popleft()
             self._assign(self._job(kind, subject), subject, now_ns)
+        while task := self._side.take_next(idle=self._roster.idle, has_victims=bool(self._cases)):
+            self._assign(task.job, task, now_ns)
 
     def _strike(self, case: Case, now_ns: int) -> None:
         if case.life.state is State.ANNOUNCED:
@@ -475,13 +505,13 @@ class Crew:
             deep=is_deep,
         )
 
-    def _assign(self, job: Job, subject: Case | _Target, now_ns: int) -> None:
+    def _assign(self, job: Job, subject: _Subject, now_ns: int) -> None:
         limit_ns = _DEADLINE_NS_OF_LOOK.get(job.kind, self._settings.attempt_ns)
         gone = self._roster.assign(job, subject, subject.handle, now_ns=now_ns, deadline_ns=now_ns + limit_ns)
         if gone is not None:
             self.on_worker_exit(gone, now_ns, why="it was gone when it was needed", is_sandboxed=False)
 
-    def _on_overdue(self, worker: int, assignment: Assignment[Case | _Target], now_ns: int) -> None:
+    def _on_overdue(self, worker: int, assignment: Assignment[_Subject], now_ns: int) -> None:
         """A deadline has passed. A worker that runs, or waits for a CPU, is left to it; one that sleeps is stuck."""
         if not self._roster.is_waiting(worker):
             extension_ns = assignment.deadline_ns - assignment.started_ns
@@ -499,14 +529,28 @@ class Crew:
         else:
             self._lose(worker, assignment, now_ns)
 
-    def _lose(self, worker: int, assignment: Assignment[Case | _Target], now_ns: int) -> None:
+    def _lose(self, worker: int, assignment: Assignment[_Subject], now_ns: int) -> None:
         """A worker stands on the victim's mmap_lock: end it, and let a spare try again."""
         self._roster.dismiss(worker, now_ns)
         self._on_no_answer(assignment, "process_mrelease did not return: mmap_lock is held", now_ns)
 
-    def _on_no_answer(self, assignment: Assignment[Case | _Target], reason: str, now_ns: int) -> None:
+    def _on_could_not_look(self, assignment: Assignment[_Subject], problem: str, now_ns: int) -> None:
+        """A worker lives on and could do nothing of its job."""
+        subject = assignment.subject
+        reason = f"could not look at it: {problem}"
+        if assignment.job.kind is JobKind.STRIKE and isinstance(subject, Case):
+            if not subject.life.is_over:  # nobody was signalled: the attempt counts, the kill does not
+                subject.reason = reason
+                self._again(subject, assignment.started_ns, subject.memory_seen, now_ns)
+        else:
+            self._on_no_answer(assignment, reason, now_ns)
+
+    def _on_no_answer(self, assignment: Assignment[_Subject], reason: str, now_ns: int) -> None:
         """A job will never be answered; go on without."""
         subject = assignment.subject
+        if isinstance(subject, SideTask):
+            self._side.on_no_answer(subject, reason)
+            return
         if isinstance(subject, _Target):
             self._scouted.append((subject.handle, Scouted(None, reason)))
             return
@@ -522,7 +566,7 @@ class Crew:
             case JobKind.ACCOUNT if subject.life.state is State.LEAVING:
                 subject.idle_looks += 1
                 if subject.idle_looks < self._settings.attempts:
-                    subject.account_due_ns = now_ns
+                    subject.account_due_ns = max(now_ns, assignment.started_ns + self._settings.attempt_ns)
                 else:
                     self._give_up(subject, reason, now_ns)
             case JobKind.INQUEST:

@@ -2,14 +2,20 @@
 
 Everything that touches a victim is a job, so that whatever it blocks on blocks a worker, which can be replaced:
 
-========  ===========================================================================================
+========= ==========================================================================================
 SCOUT     look at a target before the decision: identity, memory, who shares it, may we signal it
 STRIKE    signal it and all who share its memory, process_mrelease, read what is left; in this order
 PROBE     read what its address space holds now
 ACCOUNT   read what is charged for it now; ``deep`` also looks for memory that nobody owns, and who pins it
 HELP      help a killed victim to leave: out of a v1 freezer or throttled group, oom_score_adj 1000
 INQUEST   where each of its threads stands, for the report when it is given up
-========  ===========================================================================================
+PROFILE   who some processes are: program, command line, control group, their owners' wishes
+KILL_UNIT signal all who are to die together with a victim: a group, a session, a control group
+RECLAIM   have the kernel move memory out of a control group, or of one process
+========= ==========================================================================================
+
+The last three are side jobs: they serve no victim, so they carry an ``order`` and wait until victims are served.
+A look that the kernel refused (no memory, no descriptor) is answered with CouldNotLook, whatever was asked.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from oomreaper.model.identity import Identity
 from oomreaper.model.memory import ChargedMemory, VictimMemory
 from oomreaper.model.process import Scouting, Sharer, ThreadReport
+from oomreaper.model.sample import Profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +42,47 @@ class JobKind(enum.StrEnum):
     ACCOUNT = "account"
     HELP = "help"
     INQUEST = "inquest"
+    PROFILE = "profile"
+    KILL_UNIT = "kill unit"
+    RECLAIM = "reclaim"
+
+
+class ProfileOrder(NamedTuple):
+    """Whom to look at. ``with_cmdline`` False leaves out the command line, which waits for mmap_lock."""
+
+    lives: tuple[Identity, ...]
+    with_cmdline: bool = True
+
+
+class UnitOrder(NamedTuple):
+    """Whom to signal: ``lives``, and all others who are found in the same unit while that is done.
+
+    The unit is the directory of a control group, a process group or a session; of the last two only processes that
+    started at ``born_after_ticks`` or later (None: all) are looked for. It is gone through until nobody new is found.
+    """
+
+    lives: tuple[Identity, ...]
+    cgroup_directory: str | None = None
+    process_group: int | None = None
+    session: int | None = None
+    born_after_ticks: int | None = None
+
+
+class ReclaimOrder(NamedTuple):
+    """How much, of the control group ``directory`` (v2), or of ``life``, whose pidfd travels with the job."""
+
+    bytes_wanted: int
+    directory: str | None = None
+    life: Identity | None = None
+
+    def describe_source(self) -> str:
+        """Out of what, in words."""
+        if self.directory is not None:
+            return self.directory
+        return "nothing" if self.life is None else f"process {self.life.pid}"
+
+
+Order = ProfileOrder | UnitOrder | ReclaimOrder
 
 
 class Job(NamedTuple):
@@ -43,7 +91,8 @@ class Job(NamedTuple):
     ``start_time_ticks`` is None only for SCOUT, which finds it. For STRIKE: ``sharer_pids`` are to be killed
     first, if they still share the memory; ``rescan`` looks for all sharers once more; ``spare_dump`` forbids the signal
     while the victim dumps core; ``can_release`` False: do not call process_mrelease. For ACCOUNT: ``memcg_directory``
-    is whose charge to read, ``deep`` also looks for memory that nobody owns.
+    is whose charge to read, ``deep`` also looks for memory that nobody owns. Side jobs have an ``order``; their ``pid``
+    is 0, and no pidfd travels with them but that of a RECLAIM from one process.
     """
 
     kind: JobKind
@@ -55,6 +104,7 @@ class Job(NamedTuple):
     can_release: bool = True
     memcg_directory: str | None = None
     deep: bool = False
+    order: Order | None = None
 
 
 class Hello(NamedTuple):
@@ -80,7 +130,8 @@ class Struck(NamedTuple):
     """Answer to STRIKE. Times are CLOCK_MONOTONIC in ns.
 
     ``signal_errno`` is None when no signal was sent (a core dump is spared). ``mrelease_errno`` is None when
-    the call was not made. ``memory`` is what the address space held at ``verified_ns``; None: no thread has it.
+    the call was not made. ``memory`` is what the address space held at ``verified_ns``; None: no thread has it, or,
+    where ``memory_problem`` says why, it could not be read: then nothing is verified.
     ``protected`` names sharers that may not be killed and turned up only now.
     """
 
@@ -93,6 +144,7 @@ class Struck(NamedTuple):
     is_dumping_core: bool
     sharers_killed: tuple[Identity, ...] = ()
     protected: tuple[int, ...] = ()
+    memory_problem: str | None = None
 
 
 class Probed(NamedTuple):
@@ -122,6 +174,63 @@ class Inquired(NamedTuple):
     threads: tuple[ThreadReport, ...]
 
 
+class ProfileRow(NamedTuple):
+    """Who one life is; ``profile`` None: it is over."""
+
+    identity: Identity
+    profile: Profile | None
+
+
+class Profiled(NamedTuple):
+    """Answer to PROFILE."""
+
+    rows: tuple[ProfileRow, ...]
+
+
+class UnitKilled(NamedTuple):
+    """Answer to KILL_UNIT. ``refused`` says in words who was left out, and why; whoever had gone is in neither.
+
+    ``killed_count`` counts all; ``killed`` names the first of them. ``passes``: how often the unit was gone through.
+    """
+
+    killed: tuple[Identity, ...]
+    refused: tuple[str, ...]
+    passes: int
+    killed_count: int
+
+
+class Reclaimed(NamedTuple):
+    """Answer to RECLAIM: how many bytes the kernel was asked for, of ``what``; ``problem``: what stood in the way.
+
+    ``bytes_moved`` is how much less the process ``life`` holds now; None where a group was asked: its counters tell.
+    """
+
+    bytes_asked: int
+    what: str
+    problem: str | None = None
+    bytes_moved: int | None = None
+    life: Identity | None = None
+
+    def describe(self) -> str:
+        """In words."""
+        asked = f"the kernel was asked to move {self.bytes_asked >> 20} MiB out of {self.what}"
+        if self.bytes_moved is not None:
+            asked += f", and {self.bytes_moved >> 20} MiB went"
+        return asked if self.problem is None else f"{asked}: {self.problem}"
+
+
+class CouldNotLook(NamedTuple):
+    """Answer to any job of which nothing was done, since the kernel refused what it takes; the worker goes on."""
+
+    problem: str
+
+
+class ProfilesPart(NamedTuple):
+    """A part of a long answer to PROFILE, sent before the Profiled it belongs to."""
+
+    rows: tuple[ProfileRow, ...]
+
+
 class SharersPart(NamedTuple):
     """A part of a long list of sharers, sent before the Scouted it belongs to."""
 
@@ -136,7 +245,12 @@ REPORT_OF_JOB: Mapping[JobKind, type] = MappingProxyType(
         JobKind.ACCOUNT: Accounted,
         JobKind.HELP: Helped,
         JobKind.INQUEST: Inquired,
+        JobKind.PROFILE: Profiled,
+        JobKind.KILL_UNIT: UnitKilled,
+        JobKind.RECLAIM: Reclaimed,
     }
 )
 
-Report = Hello | Scouted | Struck | Probed | Accounted | Helped | Inquired
+Report = (
+    Hello | Scouted | Struck | Probed | Accounted | Helped | Inquired | Profiled | UnitKilled | Reclaimed | CouldNotLook
+)

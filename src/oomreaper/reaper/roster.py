@@ -31,8 +31,8 @@ class Workers(Protocol):
         ``can_release`` False: process_mrelease is known to end whoever calls it here, so it must not even be probed.
         """
 
-    def assign(self, worker: int, job: Job, handle: int) -> bool:
-        """Give an idle worker a job on the victim that ``handle`` names; False when the worker is gone."""
+    def assign(self, worker: int, job: Job, handle: int | None) -> bool:
+        """Give an idle worker a job on the victim that ``handle`` names, if any; False when the worker is gone."""
 
     def dismiss(self, worker: int) -> None:
         """End a worker, whatever it stands in. Nothing more is heard of it."""
@@ -50,6 +50,13 @@ class Assignment(NamedTuple, Generic[S]):
     deadline_ns: int
 
 
+class Service(NamedTuple):
+    """What a worker has answered since it was started: looks before a decision (SCOUT), and strikes."""
+
+    scouts: int = 0
+    strikes: int = 0
+
+
 class Roster(Generic[S]):
     """The workers of a crew.
 
@@ -65,6 +72,7 @@ class Roster(Generic[S]):
         self._idle: deque[int] = deque()
         self._busy: dict[int, Assignment[S]] = {}
         self._restart_ns: int | None = None
+        self.services: dict[int, Service] = {}  # of those that have reported for duty and live
         self.can_release = True  # until a worker finds out, or is killed for asking
         self.started = 0
         self.lost = 0
@@ -116,9 +124,10 @@ class Roster(Generic[S]):
         if worker in self._starting:
             self._starting.discard(worker)
             self._idle.append(worker)
+            self.services[worker] = Service()
             self.can_release = self.can_release and hello.mrelease_errno == errno.EBADF
 
-    def assign(self, job: Job, subject: S, handle: int, *, now_ns: int, deadline_ns: int) -> int | None:
+    def assign(self, job: Job, subject: S, handle: int | None, *, now_ns: int, deadline_ns: int) -> int | None:
         """Give a job to the worker that has been idle longest; that worker when it is gone, else None."""
         worker = self._idle.popleft()
         self._busy[worker] = Assignment(job, subject, now_ns, deadline_ns)
@@ -129,6 +138,10 @@ class Roster(Generic[S]):
         assignment = self._busy.pop(worker, None)
         if assignment is not None:
             self._idle.append(worker)
+            served, kind = self.services[worker], assignment.job.kind
+            self.services[worker] = Service(
+                served.scouts + (kind is JobKind.SCOUT), served.strikes + (kind is JobKind.STRIKE)
+            )
         return assignment
 
     def extend(self, worker: int, assignment: Assignment[S]) -> None:
@@ -137,7 +150,7 @@ class Roster(Generic[S]):
 
     def dismiss(self, worker: int, now_ns: int) -> None:
         """End a worker at work; it is to be replaced at once."""
-        del self._busy[worker]
+        del self._busy[worker], self.services[worker]
         self._workers.dismiss(worker)
         self.lost += 1
         self._restart_ns = now_ns
@@ -146,6 +159,7 @@ class Roster(Generic[S]):
         """A worker has ended by itself: what it was at. One that was idle is replaced later: the next may end too."""
         self.lost += 1
         self._starting.discard(worker)
+        self.services.pop(worker, None)
         if worker in self._idle:
             self._idle.remove(worker)
         assignment = self._busy.pop(worker, None)

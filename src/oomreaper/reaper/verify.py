@@ -65,6 +65,12 @@ def read_strike(struck: Struck, before: VictimMemory | None) -> Reading:
 def _read_answer(struck: Struck, before: VictimMemory | None) -> Reading:
     """The errno table of DESIGN.md, with the memory's word above the kernel's."""
     match struck.mrelease_errno:
+        case (0 | errno.ESRCH) as answer if struck.memory is None and struck.memory_problem is not None:
+            said = "0" if answer == 0 else _name(answer)
+            return Reading(
+                Meaning.AGAIN,
+                f"process_mrelease answered {said}, but its memory could not be read ({struck.memory_problem})",
+            )
         case 0 if is_back(before, struck.memory):
             return Reading(Meaning.BACK, "")
         case 0:

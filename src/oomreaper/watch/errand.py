@@ -85,7 +85,7 @@ class Errand:
         self._is_dry_run = is_dry_run
         self._on_event = on_event
         self._proc = proc.open_root()
-        self._pool = Pool(self._proc, _read_ancestors(self._proc))
+        self._pool = Pool(self._proc, proc.read_ancestors(self._proc))
         self._crew = Crew(self._pool, settings)
         self._opened: dict[int, _Opened] = {}  # by pidfd
         self._outcomes: dict[Target, Outcome] = {}
@@ -343,21 +343,6 @@ def serve_library() -> None:
     except KernelError as error:
         sys.exit(str(error))
     sys.stdout.buffer.write(wire.encode_report(outcome))
-
-
-def _read_ancestors(root: int) -> frozenset[int]:
-    """The parent, its parent and so on, as far as this /proc shows them."""
-    ancestors: set[int] = set()
-    pid = os.getppid()
-    while pid > 0 and pid not in ancestors:
-        ancestors.add(pid)
-        process = proc.open_process(root, pid)
-        if process is None:
-            break
-        stat = proc.read_stat(process)
-        os.close(process)
-        pid = stat.ppid if stat is not None else 0
-    return frozenset(ancestors)
 
 
 def _refuse_thread(root: int, pid: int) -> protection.Refusal:

@@ -4,6 +4,9 @@ A worker is forked before the emergency, locks its memory and takes the lowest r
 in what it does, on the victim's mmap_lock above all; it is then ended by its crew, and nothing is lost with it: all it
 holds is the job at hand. It ends with its parent.
 
+What it must read of a victim may be refused in a shortage (ENOMEM, EMFILE, EIO). Then a look says so, and a strike is
+struck all the same: the pidfd was opened for the chosen life and names no other. What was not seen is not claimed.
+
 The last door before the kernel is here: whatever a job says, nobody is signalled but the process that the pidfd names,
 if its pid is above 1, its life is the one that was chosen, and it is neither this program nor its worker.
 """
@@ -18,34 +21,54 @@ import signal
 import socket
 import time
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from oomreaper.errors import BrokenPromiseError
 from oomreaper.linux import cgroup, look, proc, syscalls
 from oomreaper.linux.resident import become_resident
+from oomreaper.model.identity import Identity
 from oomreaper.policy import protection
 from oomreaper.reaper.jobs import (
     Accounted,
+    CouldNotLook,
     Hello,
     Helped,
     Inquired,
     Job,
     JobKind,
     Probed,
+    Profiled,
+    ProfileOrder,
+    ProfilesPart,
+    ReclaimOrder,
     Report,
     Scouted,
     SharersPart,
     Struck,
+    UnitOrder,
 )
-from oomreaper.reaper.wire import MESSAGE_LIMIT_BYTES, SHARERS_A_PART, decode_job, encode_report
+from oomreaper.reaper.wire import (
+    MESSAGE_LIMIT_BYTES,
+    SHARERS_A_PART,
+    decode_job,
+    encode_report,
+    parts_of_profiles,
+)
+from oomreaper.reaper.worker import errands
+from oomreaper.reaper.worker.errands import LOOK_FAILURES, describe_failure
 
 if TYPE_CHECKING:
-    from oomreaper.model.identity import Identity
+    from collections.abc import Callable
+
     from oomreaper.model.memory import VictimMemory
 
 _FIRST_OWN_FD = 3  # after stdin, stdout, stderr
 _HIGHEST_FD = 1 << 30  # NR_OPEN_MAX; close_range(2) takes it as "all"
+# Given up when the kernel has no descriptor left for us: a look at a victim needs up to four at a time.
+_RESERVED_DESCRIPTORS = 4
 _OOM_SCORE_ADJ_FIRST = b"1000"  # the kernel's own killer then agrees on the victim
+
+T = TypeVar("T")
 
 
 class WorkerChild:
@@ -56,6 +79,7 @@ class WorkerChild:
         self._proc = proc_root
         self._ourselves = ourselves
         self._mounts = cgroup.read_mounts(proc_root)
+        self._reserve = [os.dup(proc_root) for _ in range(_RESERVED_DESCRIPTORS)]
 
     def serve(self) -> None:
         """Do jobs until the other end closes."""
@@ -64,12 +88,18 @@ class WorkerChild:
             if not message:
                 return
             try:
-                self.answer(self.do(decode_job(message), pidfds[0]))
+                self.answer(self.do(decode_job(message), pidfds[0] if pidfds else None))
             finally:
-                os.close(pidfds[0])
+                for pidfd in pidfds:
+                    os.close(pidfd)
 
     def answer(self, report: Report) -> None:
-        """Send a report; the sharers of a scouting go ahead in parts when they are many."""
+        """Send a report; the sharers of a scouting go ahead in parts when they are many, and so do profiles."""
+        if isinstance(report, Profiled):
+            *ahead, last = parts_of_profiles(report.rows)
+            for rows in ahead:
+                self._connection.send(encode_report(ProfilesPart(rows)))
+            report = Profiled(last)
         if isinstance(report, Scouted) and report.scouting is not None:
             sharers = report.scouting.sharers
             for start in range(SHARERS_A_PART, len(sharers), SHARERS_A_PART):
@@ -77,15 +107,30 @@ class WorkerChild:
             report = Scouted(report.scouting._replace(sharers=sharers[:SHARERS_A_PART]), report.problem)
         self._connection.send(encode_report(report))
 
-    def do(self, job: Job, pidfd: int) -> Report:
-        """One job. A victim that has gone is an answer, not an error."""
+    def do(self, job: Job, pidfd: int | None) -> Report:
+        """One job. A victim that has gone is an answer, not an error, and so is a look that the kernel refuses."""
+        order = job.order
+        if isinstance(order, UnitOrder):
+            return errands.UnitKill(self._proc, self._mounts, self._ourselves, order).run()
+        if isinstance(order, ProfileOrder):
+            return errands.profile(self._proc, self._mounts, order)
+        if isinstance(order, ReclaimOrder):
+            return errands.reclaim(self._proc, pidfd, order)
+        if pidfd is None:
+            return CouldNotLook("its pidfd did not arrive: there is no descriptor left for it")
+        if job.kind is JobKind.STRIKE:
+            return self._strike(job, pidfd)
+        try:
+            return self._with_reserve(lambda: self._look(job, pidfd))
+        except LOOK_FAILURES as error:
+            return CouldNotLook(describe_failure(error))
+
+    def _look(self, job: Job, pidfd: int) -> Report:
         process = self._open_life(job)
         try:
             match job.kind:
                 case JobKind.SCOUT:
                     return self._scout(process, pidfd)
-                case JobKind.STRIKE:
-                    return self._strike(job, process, pidfd)
                 case JobKind.PROBE:
                     return Probed(None if process is None else proc.read_memory(process))
                 case JobKind.ACCOUNT:
@@ -94,6 +139,8 @@ class WorkerChild:
                     return Helped((), ()) if process is None else self._help(process)
                 case JobKind.INQUEST:
                     return Inquired(() if process is None else look.read_threads(process))
+                case other:
+                    raise BrokenPromiseError(f"a worker was asked for a {other} that says nothing of what to do")
         finally:
             if process is not None:
                 os.close(process)
@@ -107,15 +154,38 @@ class WorkerChild:
             return Scouted(None)
         return Scouted(None, "it exists, but this /proc does not show it (hidepid); ask as root")
 
-    def _strike(self, job: Job, process: int | None, pidfd: int) -> Struck:
+    def _strike(self, job: Job, pidfd: int) -> Struck:
         now_ns = time.monotonic_ns()
-        if process is None:
-            return Struck(errno.ESRCH, None, now_ns, now_ns, now_ns, None, is_dumping_core=False)
-        if proc.read_pid_of_pidfd(self._proc, pidfd) != job.pid or protection.refuse_pid(job.pid, self._ourselves):
-            raise BrokenPromiseError(f"a worker was told to signal {job.pid}, which it never may")
-        if job.spare_dump and _is_dumping_core(process):
-            memory = proc.read_memory(process)
-            return Struck(None, None, now_ns, now_ns, now_ns, memory, is_dumping_core=True)
+        process = None
+        try:
+            process = self._with_reserve(lambda: self._open_life(job))
+            is_over = process is None or not self._with_reserve(lambda: self._is_named(job.pid, pidfd))
+        except LOOK_FAILURES:
+            is_over = False  # not seen; the pidfd is proof enough, see above
+        try:
+            if protection.refuse_pid(job.pid, self._ourselves):
+                raise BrokenPromiseError(f"a worker was told to signal {job.pid}, which it never may")
+            if is_over:
+                return Struck(errno.ESRCH, None, now_ns, now_ns, now_ns, None, is_dumping_core=False)
+            if job.spare_dump and _is_dumping_core(process):
+                memory, problem = self._read_left(job, process)
+                return Struck(None, None, now_ns, now_ns, now_ns, memory, is_dumping_core=True, memory_problem=problem)
+            return self._strike_life(job, process, pidfd)
+        finally:
+            if process is not None:
+                os.close(process)
+
+    def _is_named(self, pid: int, pidfd: int) -> bool:
+        """Whether the pidfd names this pid; False: it has been waited for in this moment and names nobody."""
+        named = proc.read_pid_of_pidfd(self._proc, pidfd)
+        if named is None and look.errno_of_signal(pidfd) is None:
+            return False
+        if named != pid:
+            raise BrokenPromiseError(f"a worker was told to signal {pid} through a pidfd that names {named}")
+        return True
+
+    def _strike_life(self, job: Job, process: int | None, pidfd: int) -> Struck:
+        """The two calls, and what is to be seen around them; ``process`` None: nothing could be seen before."""
         if not job.sharer_pids and not job.rescan:
             # The common case: nobody shares the memory. Nothing between this line and the two calls.
             signal_ns = time.monotonic_ns()
@@ -127,9 +197,9 @@ class WorkerChild:
             killed, protected = self._kill_sharers(job, process)
             signal_errno, mrelease_errno = _kill(pidfd, can_release=job.can_release)
             released_ns = time.monotonic_ns()
-        memory = proc.read_memory(process)
-        if mrelease_errno == errno.ESRCH and memory is None:
-            mrelease_errno, memory = self._release_through(killed)
+        memory, problem = self._read_left(job, process)
+        if mrelease_errno == errno.ESRCH and memory is None and killed.kept:
+            mrelease_errno, memory, problem = self._release_through(killed)
             released_ns = time.monotonic_ns()
         killed.close()
         return Struck(
@@ -142,38 +212,54 @@ class WorkerChild:
             is_dumping_core=mrelease_errno == errno.EINVAL and _is_dumping_core(process),
             sharers_killed=tuple(killed.identities),
             protected=protected,
+            memory_problem=problem,
         )
 
-    def _kill_sharers(self, job: Job, process: int) -> tuple[_Killed, tuple[int, ...]]:
-        """Kill whoever shares the memory, before the victim: the victim is to be the last that lets go of it."""
+    def _read_left(self, job: Job, process: int | None) -> tuple[VictimMemory | None, str | None]:
+        """What the address space holds now; words: why that could not be read."""
+        try:
+            if process is None:
+                return self._with_reserve(lambda: self._memory_of(Identity(job.pid, job.start_time_ticks or 0))), None
+            return self._with_reserve(lambda: proc.read_memory(process)), None
+        except LOOK_FAILURES as error:
+            return None, describe_failure(error)
+
+    def _kill_sharers(self, job: Job, process: int | None) -> tuple[_Killed, tuple[int, ...]]:
+        """Kill whoever shares the memory, before the victim: the victim is to be the last that lets go of it.
+
+        Whoever cannot be looked at is not killed now: the kernel's EINVAL will bring us back to him.
+        """
         killed = _Killed()
         protected: list[int] = []
-        victim_thread = look.find_thread_with_memory(process)
-        if victim_thread is None:
-            return killed, ()
-        pids: list[int] = list(job.sharer_pids)
-        if job.rescan:
-            known = set(pids)
-            found, _ = look.find_sharers(self._proc, process, job.pid)
-            led_by_zombies = look.find_zombie_led_sharers(self._proc, victim_thread, job.pid)
-            pids += [pid for pid in (*(sharer.identity.pid for sharer in found), *led_by_zombies) if pid not in known]
-            protected = [sharer.identity.pid for sharer in found if protection.refuse_sharer(sharer, self._ourselves)]
+        try:
+            victim_thread = None if process is None else look.find_thread_with_memory(process)
+            if process is None or victim_thread is None:
+                return killed, ()
+            pids = list(job.sharer_pids)
+            if job.rescan:
+                found, _ = look.find_sharers(self._proc, process, job.pid)
+                pids += [sharer.identity.pid for sharer in found if sharer.identity.pid not in pids]
+                protected += [s.identity.pid for s in found if protection.refuse_sharer(s, self._ourselves)]
+        except LOOK_FAILURES:
+            return killed, tuple(protected)
         for pid in pids:
             if pid not in protected and protection.refuse_pid(pid, self._ourselves) is None:
-                killed.kill(self._proc, victim_thread, pid)
+                with contextlib.suppress(*LOOK_FAILURES):
+                    killed.kill(self._proc, victim_thread, pid)
         return killed, tuple(protected)
 
-    def _release_through(self, killed: _Killed) -> tuple[int, VictimMemory | None]:
+    def _release_through(self, killed: _Killed) -> tuple[int, VictimMemory | None, str | None]:
         """The victim has let go of the memory; reap it through a sharer that has not."""
         for pidfd, identity in killed.kept:
+            answer = 0
             try:
                 syscalls.process_mrelease(pidfd)
             except ProcessLookupError:
                 continue
             except OSError as error:
-                return error.errno or 0, self._memory_of(identity)
-            return 0, self._memory_of(identity)
-        return errno.ESRCH, None
+                answer = error.errno or 0
+            return answer, *self._read_left(Job(JobKind.PROBE, *identity), None)
+        return errno.ESRCH, None, None
 
     def _memory_of(self, identity: Identity) -> VictimMemory | None:
         process = self._open_life(Job(JobKind.PROBE, *identity))
@@ -183,6 +269,21 @@ class WorkerChild:
             return proc.read_memory(process)
         finally:
             os.close(process)
+
+    def _with_reserve(self, look_at_it: Callable[[], T]) -> T:
+        """Look; where there is no descriptor for it, once more with the reserve given up meanwhile."""
+        try:
+            return look_at_it()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._reserve:
+                raise
+        while self._reserve:
+            os.close(self._reserve.pop())
+        try:
+            return look_at_it()
+        finally:
+            with contextlib.suppress(OSError):  # there is none to be had: without, until the next time
+                self._reserve += [os.dup(self._proc) for _ in range(_RESERVED_DESCRIPTORS)]
 
     def _account(self, job: Job, process: int | None) -> Accounted:
         memory = None if process is None else proc.read_memory(process)
@@ -215,7 +316,11 @@ class WorkerChild:
         process = proc.open_process(self._proc, job.pid)
         if process is None or job.start_time_ticks is None:
             return process
-        stat = proc.read_stat(process)
+        try:
+            stat = proc.read_stat(process)
+        except LOOK_FAILURES:
+            os.close(process)
+            raise
         if stat is None or stat.starttime != job.start_time_ticks:
             os.close(process)
             return None
@@ -234,13 +339,12 @@ class _Killed:
     def kill(self, proc_root: int, victim_thread: int, pid: int) -> None:
         """Signal ``pid`` if it shares the victim's memory at this moment; a vfork child may have left it by exec."""
         process = proc.open_process(proc_root, pid)
+        pidfd = None
         try:
-            pidfd = syscalls.pidfd_open(pid)
-        except OSError:
-            pidfd = None
-        try:
+            with contextlib.suppress(OSError):
+                pidfd = syscalls.pidfd_open(pid)
             stat = proc.read_stat(process) if process is not None else None
-            if pidfd is None or stat is None or not look.shares_memory(proc_root, victim_thread, pid):
+            if pidfd is None or stat is None or not look.process_shares_memory(proc_root, victim_thread, pid):
                 return
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -317,6 +421,10 @@ def _kill(pidfd: int, *, can_release: bool) -> tuple[int, int | None]:
     return 0, None
 
 
-def _is_dumping_core(process: int) -> bool:
-    status = proc.read_status(process)
+def _is_dumping_core(process: int | None) -> bool:
+    """Whether it is seen to dump core; one that cannot be looked at is not spared for a dump that it may not have."""
+    try:
+        status = None if process is None else proc.read_status(process)
+    except LOOK_FAILURES:
+        return False
     return status is not None and status.is_dumping_core

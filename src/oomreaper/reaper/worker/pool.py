@@ -16,12 +16,13 @@ from oomreaper.errors import BrokenPromiseError
 from oomreaper.linux import proc
 from oomreaper.model.outcome import Outcome
 from oomreaper.policy.protection import Ourselves
-from oomreaper.reaper.jobs import Job, Report, Scouted, SharersPart
+from oomreaper.reaper.jobs import Job, Profiled, ProfilesPart, Report, Scouted, SharersPart
 from oomreaper.reaper.wire import MESSAGE_LIMIT_BYTES, decode_report, encode_job
 from oomreaper.reaper.worker import child
 
 if TYPE_CHECKING:
     from oomreaper.model.process import Sharer
+    from oomreaper.reaper.jobs import ProfileRow
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A killed worker leaves within 1 ms (2026-11); one that does not is the kernel's to keep, and not waited for.
@@ -58,6 +59,7 @@ class Pool:
         self._ancestors = ancestors
         self._connections: dict[int, socket.socket] = {}
         self._parts: dict[int, list[Sharer]] = {}
+        self._rows: dict[int, list[ProfileRow]] = {}
         self._dismissed: set[int] = set()
         self._last_looks: dict[int, int] = {}
 
@@ -88,10 +90,13 @@ class Pool:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         return pid
 
-    def assign(self, worker: int, job: Job, handle: int) -> bool:
-        """Send a job with the victim's pidfd; False when the worker is gone or does not take it."""
+    def assign(self, worker: int, job: Job, handle: int | None) -> bool:
+        """Send a job with the victim's pidfd, if any; False when the worker is gone or does not take it."""
         try:
-            socket.send_fds(self._connections[worker], [encode_job(job)], [handle])
+            if handle is None:
+                self._connections[worker].send(encode_job(job))
+            else:
+                socket.send_fds(self._connections[worker], [encode_job(job)], [handle])
         except OSError:
             return False
         return True
@@ -133,6 +138,11 @@ class Pool:
         if isinstance(report, SharersPart):
             self._parts.setdefault(worker, []).extend(report.sharers)
             return None
+        if isinstance(report, ProfilesPart):
+            self._rows.setdefault(worker, []).extend(report.rows)
+            return None
+        if isinstance(report, Profiled) and worker in self._rows:
+            report = Profiled((*self._rows.pop(worker), *report.rows))
         if isinstance(report, Scouted) and report.scouting is not None and worker in self._parts:
             sharers = (*report.scouting.sharers, *self._parts.pop(worker))
             report = Scouted(report.scouting._replace(sharers=sharers), report.problem)
@@ -175,4 +185,5 @@ class Pool:
     def _forget(self, worker: int) -> None:
         self._connections.pop(worker).close()
         self._parts.pop(worker, None)
+        self._rows.pop(worker, None)
         self._last_looks.pop(worker, None)
