@@ -32,6 +32,9 @@ bench: .venv/.ready-dev
 docs: .venv/.ready-dev
 	$(BIN)/python tools/draw_lifecycle.py
 	$(BIN)/python tools/write_man_page.py
+	$(BIN)/python tools/write_service_page.py
+	$(BIN)/python tools/write_settings_page.py
+	$(BIN)/python tools/write_completions.py
 	$(BIN)/python tools/readme_figure.py
 
 clean:

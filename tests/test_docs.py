@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
-def test_the_manual_page_is_what_the_code_generates() -> None:
-    """docs/man/oomreaper-reap.1 is made from the parser and the tables; it cannot drift."""
-    from tools.write_man_page import PAGE, render
+def test_the_manual_pages_are_what_the_code_generates() -> None:
+    """docs/man/oomreaper.1 and oomreaper-reap.1 are made from the parser and the tables; they cannot drift."""
+    from tools.write_man_page import PAGES as MAN_PAGES
 
-    assert render() == PAGE.read_text(encoding="utf-8"), "run: make docs"
+    for path, render in MAN_PAGES.items():
+        assert render() == path.read_text(encoding="utf-8"), "run: make docs"
 
 
 def test_the_readme_has_the_contract_s_outcomes() -> None:

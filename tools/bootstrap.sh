@@ -33,7 +33,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 if [ "$what" = run ]; then
-    # The package itself has no dependency: to point at its source is to install it.
+    # To point at the source is to install it: the one dependency checks settings files, and a demonstration reads none.
     site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     [ -e "$venv/bin/oomreaper" ] || printf '%s\n' "$root/src" >"$site/oomreaper-source.pth"
     exit 0

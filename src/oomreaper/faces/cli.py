@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
 from oomreaper import __version__
-from oomreaper.errors import BrokenPromiseError, OomreaperError, UsageError
+from oomreaper.errors import BrokenPromiseError, KernelError, OomreaperError, UsageError
 from oomreaper.model.outcome import Outcome, OutcomeKind, printable
 
 if TYPE_CHECKING:
@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
     from oomreaper.watch.errand import Target
 
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
+
 _MIB = 1 << 20
+_CONFIG_HELP = "the configuration (default: /etc/oomreaper.toml, or that of the user)"
+_WITHIN_HELP = "a memory cgroup, as /proc/PID/cgroup names it: its limit is the machine's, its members the only victims"
 # The whole table, by status; the manual page is made from it.
 EXIT_STATUS: Mapping[str, str] = MappingProxyType(
     {
-        "0": "Every victim is reaped or exited. For doctor: a reap works here. For demo: it showed what it is to show.",
+        "0": "Every victim is reaped or exited. For doctor: a reap works here. For demo: it showed what it is to show. "
+        "For check and import: no fault was found. For run: it was told to end.",
         "1": "Not so: at least one victim is lost, unreapable, refused or gone.",
-        "2": "Usage: an argument that makes no sense. Nothing was done.",
+        "2": "Usage: an argument, or a configuration, that makes no sense. Nothing was done.",
         "3": "Not permitted or not supported here: with other rights or another kernel it would have been done.",
         "70": "A bug of oomreaper. Please report it.",
         "130, 143": "Interrupted by SIGINT, by SIGTERM.",
@@ -39,11 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line; the man pages are made from it."""
     parser = argparse.ArgumentParser(
         prog="oomreaper",
-        description="Kill a process and get its memory back, even when it cannot die.",
+        description="Watch for a shortage of memory, choose a victim, kill it and get its memory back, "
+        "even when it cannot die.",
     )
     parser.add_argument("--version", action="version", version=f"oomreaper {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    _add_run(commands)
     reap = commands.add_parser(
         "reap",
         help="kill processes and free their memory",
@@ -83,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print one JSON object a line")
     doctor.set_defaults(run=_run_doctor)
 
+    _add_explain(commands)
+    _add_check(commands)
+    _add_import(commands)
     demo = commands.add_parser(
         "demo",
         help="show a process that cannot die lose its memory",
@@ -95,6 +105,62 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_run_demo)
     return parser
+
+
+def _add_run(commands: _Commands) -> None:
+    run = commands.add_parser(
+        "run",
+        help="watch, and kill when memory runs out",
+        description="Watch for a shortage of memory; when it comes, choose a victim, kill it and get its memory back. "
+        "Runs until SIGTERM or SIGINT; SIGHUP reads the configuration again. With no configuration file it runs on "
+        "sound defaults; an ordinary user may run it for his own processes.",
+    )
+    run.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
+    run.add_argument("--dry-run", action="store_true", help="take every step but the signal; say what would be done")
+    run.add_argument("--events", metavar="PATH", help="the event socket; an empty PATH: none (default: by the file)")
+    run.add_argument("--within", metavar="GROUP", help=_WITHIN_HELP)
+    run.add_argument("--print-plan", action="store_true", help=argparse.SUPPRESS)
+    run.set_defaults(run=_run_run)
+
+
+def _add_explain(commands: _Commands) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="say who would be killed, who never, and why nothing is done",
+        description="Show how far each rule is from firing, who would be chosen and why, who is protected and why, and "
+        "why nothing was done. Asks the watcher that runs; where none runs, looks for itself once and signals nobody.",
+    )
+    explain.add_argument("--json", action="store_true", help="print the whole state as one JSON object")
+    explain.add_argument("--all", action="store_true", help="show everybody, not only a screenful")
+    explain.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
+    explain.add_argument("--events", metavar="PATH", help="the socket of the watcher to ask (default: by the file)")
+    explain.add_argument("--within", metavar="GROUP", help=_WITHIN_HELP)
+    explain.set_defaults(run=_run_explain)
+
+
+def _add_check(commands: _Commands) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check a configuration file",
+        description="Check a configuration file: name every fault at once, or show what would be in force.",
+    )
+    check.add_argument("file", nargs="?", metavar="FILE", help=_CONFIG_HELP)
+    check.add_argument("--json", action="store_true", help="print one JSON object a line")
+    check.add_argument("--print-defaults", action="store_true", help="print a file with every setting and its default")
+    check.set_defaults(run=_run_check)
+
+
+def _add_import(commands: _Commands) -> None:
+    importing = commands.add_parser(
+        "import",
+        help="turn another killer's settings into ours",
+        description="Read the settings of earlyoom, nohang or systemd-oomd and print ours; each setting that cannot be "
+        "carried over is named, with what to do instead.",
+    )
+    importing.add_argument("peer", choices=("earlyoom", "nohang", "systemd-oomd"), help="whose settings")
+    importing.add_argument("file", nargs="?", metavar="FILE", help="its file or folder (default: where it keeps them)")
+    importing.add_argument("--json", action="store_true", help="print one JSON object a line")
+    importing.set_defaults(run=_run_import)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,6 +236,46 @@ def describe(outcome: Outcome) -> str:
         lines.append(f"  thread {thread.tid} ({printable(thread.comm)}) {thread.state} in {place}")
         lines += [f"    {frame}" for frame in thread.stack if frame]
     return "\n".join(lines)
+
+
+# -- the watcher -------------------------------------------------------------------------------------------
+
+
+def _run_run(arguments: argparse.Namespace) -> int:
+    from oomreaper.faces import run
+
+    given = {"config": arguments.config, "events": arguments.events, "within": arguments.within}
+    return run.print_plan(**given) if arguments.print_plan else run.run(**given, is_dry_run=arguments.dry_run)
+
+
+def _run_explain(arguments: argparse.Namespace) -> int:
+    from oomreaper.faces import explain, run
+    from oomreaper.watch.client import fetch_state
+
+    plan = run.compile_plan(config=arguments.config, events=arguments.events, within=arguments.within)
+    state = None if plan.events_path is None else fetch_state(plan.events_path)
+    if state is None:
+        if arguments.events:
+            raise KernelError(f"no watcher listens at {printable(os.fsencode(arguments.events))}")
+        state = run.peek(plan)
+    if arguments.json:
+        for line in explain.render_json(state):
+            print(line)
+    else:
+        print(explain.render_text(state, width=terminal_width(), use_color=use_color(), show_all=arguments.all))
+    return _EXIT_OK
+
+
+def _run_check(arguments: argparse.Namespace) -> int:
+    from oomreaper.faces import settings
+
+    return settings.run_check(arguments.file, as_json=arguments.json, print_defaults=arguments.print_defaults)
+
+
+def _run_import(arguments: argparse.Namespace) -> int:
+    from oomreaper.faces import settings
+
+    return settings.run_import(arguments.peer, arguments.file, as_json=arguments.json)
 
 
 # -- doctor and demo ---------------------------------------------------------------------------------------

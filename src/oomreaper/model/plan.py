@@ -139,7 +139,8 @@ class Plan(NamedTuple):
 
     ``critical`` is the floor below which it does not wait for one victim before it takes another. ``within`` is the
     cgroup path whose limit stands for the machine's and whose members are the only victims; None: the machine.
-    ``events_path`` None: no socket. ``recompile`` is the command that prints a fresh plan, empty when there is no file.
+    ``events_path`` None: no socket. ``recompile`` is the command that prints a fresh plan, empty when there is no file;
+    ``clerk`` the one that runs the hooks, empty when there are none.
     """
 
     rules: tuple[Rule, ...]
@@ -154,3 +155,4 @@ class Plan(NamedTuple):
     spare_dump: bool = False
     config_path: str | None = None
     recompile: tuple[str, ...] = ()
+    clerk: tuple[str, ...] = ()
