@@ -80,11 +80,11 @@ def test_named_commands_and_options_exist(page: Path) -> None:
         subprocess.run(
             [sys.executable, "-m", "oomreaper", command, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for command in ("reap", "doctor", "demo")
+        for command in ("run", "reap", "doctor", "explain", "check", "import", "demo")
     )
-    for command in re.findall(r"^\$ oomreaper (\w+)", text, re.MULTILINE):
+    for command in re.findall(r"^[$#] oomreaper (\w+)", text, re.MULTILINE):
         assert command in usage, command
-    for option in re.findall(r"`(?:oomreaper reap )?(--[a-z-]+)", text):
+    for option in re.findall(r"`(?:oomreaper \w+ )?(--[a-z-]+)", text):
         assert option in usage, option
 
 

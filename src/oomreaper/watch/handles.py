@@ -1,0 +1,72 @@
+"""Pidfds: opened for one life, closed once, watched for the end of their process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from oomreaper.linux import proc, syscalls
+
+if TYPE_CHECKING:
+    from oomreaper.model.identity import Identity
+
+
+class Handles:
+    """All pidfds of the watcher. Implements ``oomreaper.watch.hunter.Handles``.
+
+    Args:
+        proc_root: A descriptor of /proc, kept open by the caller.
+    """
+
+    def __init__(self, proc_root: int) -> None:
+        self._proc = proc_root
+        self._open: set[int] = set()
+        self.watched: set[int] = set()
+
+    def open(self, pid: int) -> int | None:
+        """A pidfd of whoever holds the pid now; None when nobody does, or no descriptor is to be had."""
+        try:
+            handle = syscalls.pidfd_open(pid)
+        except OSError:
+            return None
+        self._open.add(handle)
+        return handle
+
+    def open_life(self, identity: Identity) -> int | None:
+        """A pidfd of this very life; None when it is over.
+
+        The pidfd is opened first. If the start time that is read afterwards is the one that was meant, then the pid had
+        not been given on when the pidfd was opened.
+        """
+        handle = self.open(identity.pid)
+        if handle is None:
+            return None
+        try:
+            directory = proc.open_process(self._proc, identity.pid)
+            if directory is not None:
+                try:
+                    stat = proc.read_stat(directory)
+                finally:
+                    os.close(directory)
+                if stat is not None and stat.identity == identity:
+                    return handle
+        except OSError:
+            pass  # it cannot be told: then it is not signalled
+        self.close(handle)
+        return None
+
+    def watch(self, handle: int) -> None:
+        """Have ``on_exit`` called when its process has ended."""
+        self.watched.add(handle)
+
+    def close(self, handle: int) -> None:
+        """Close one; a second time does nothing."""
+        self.watched.discard(handle)
+        if handle in self._open:
+            self._open.discard(handle)
+            os.close(handle)
+
+    def close_all(self) -> None:
+        """Close what is left."""
+        for handle in list(self._open):
+            self.close(handle)
