@@ -60,7 +60,8 @@ def run_import(peer: str, path: str | None, *, as_json: bool) -> int:
     Returns:
         0 when there is a file to use, 2 when the peer's could not be read.
     """
-    from oomreaper.config.importers.report import import_settings, render_left, render_toml
+    from oomreaper.config.importers.peers import import_settings
+    from oomreaper.config.importers.report import render_left, render_toml
 
     try:
         imported = import_settings(peer, path)

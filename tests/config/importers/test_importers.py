@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oomreaper.config.importers.earlyoom import find_arguments, read_environment_value
-from oomreaper.config.importers.report import PEERS, Imported, import_settings, render_toml
+from oomreaper.config.importers.peers import PEERS, import_settings
+from oomreaper.config.importers.report import Imported, render_toml
 from oomreaper.config.importers.systemd_oomd import find_scope
 from oomreaper.config.importers.text import convert_posix_regex, convert_share, convert_time_span
 from oomreaper.config.load import load_plan

@@ -1,4 +1,4 @@
-"""What an import comes to: a file of ours, what was carried over and how, what was not and why. And the way in.
+"""What an import comes to: a file of ours, what was carried over and how, what was not and why.
 
 Nothing is dropped in silence: each importer gives every setting it meets either to ``carry`` or to ``leave``. What is
 written is read again by our own loader before anybody sees it, so no import makes a file that we would refuse.
@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oomreaper.config.compile import read_trusted
 from oomreaper.config.settings import find_table
-from oomreaper.config.values import WrongValueError, guess_word, read_regex, show_text
+from oomreaper.config.values import WrongValueError, read_regex, show_text
 from oomreaper.config.write import write_comment, write_table, write_value
-from oomreaper.errors import BrokenPromiseError, ConfigError, Fault
+from oomreaper.errors import BrokenPromiseError, ConfigError
 from oomreaper.model.plan import MatchField
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NAME_CHARACTERS = 56  # of a rule, so that a number still fits behind it
-PEERS = ("earlyoom", "nohang", "systemd-oomd")
 
 
 class Carried(NamedTuple):
@@ -127,28 +126,6 @@ class Draft:
         )
         _prove(imported)
         return imported
-
-
-def import_settings(peer: str, path: str | None) -> Imported:
-    """Read a peer's settings, from where they usually are when ``path`` is None.
-
-    Raises:
-        ConfigError: There is no such peer, or its settings cannot be read.
-    """
-    if peer == "earlyoom":
-        from oomreaper.config.importers.earlyoom import import_earlyoom
-
-        return import_earlyoom(path)
-    if peer == "nohang":
-        from oomreaper.config.importers.nohang import import_nohang
-
-        return import_nohang(path)
-    if peer == "systemd-oomd":
-        from oomreaper.config.importers.systemd_oomd import import_systemd_oomd
-
-        return import_systemd_oomd(path)
-    found = f'found "{show_text(peer)}"'
-    raise ConfigError((Fault("import", "", None, found, f"known are {', '.join(PEERS)}", guess_word(peer, PEERS)),))
 
 
 def render_toml(imported: Imported) -> str:
