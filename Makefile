@@ -6,7 +6,7 @@ export PYTHON
 .PHONY: help demo test lint bench docs clean
 
 help:
-	@echo "make demo   show a process that cannot die lose its memory (needs python3 only)"
+	@echo "make demo   show a shortage, and a process that cannot die lose its memory (needs python3 only)"
 	@echo "make test   prove it: pure tests, then real victims on this kernel (as root: all of them)"
 	@echo "make lint   ruff, mypy --strict, import-linter, codespell"
 	@echo "make bench  measure: writes bench/results/latest.json and docs/benchmarks.md"

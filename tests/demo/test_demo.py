@@ -1,40 +1,40 @@
-"""``oomreaper demo`` for real: both acts, as root and as an ordinary user, and whatever comes in between."""
+"""``oomreaper demo`` for real: both acts of one victim, as root and as an ordinary user, and what comes in between."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
 from oomreaper.demo import acts, show
 from oomreaper.errors import KernelError
 from oomreaper.linux.room import Room
-from tests import seccomp
-from tests.interpreters import NOBODY, find_python_for_everybody, find_source_for_everybody
+from tests.demo.playing import (
+    LIMIT_SECONDS,
+    MIB,
+    SHORTER,
+    SIZE_BYTES,
+    Played,
+    environment_of_demo,
+    interrupt,
+    play,
+    sandboxed,
+)
+from tests.interpreters import NOBODY
 from tests.victims import processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-MIB = 1 << 20
-SIZE_BYTES = 64 * MIB
-_TESTS = str(Path(__file__).parent.parent.parent)
-_COMMAND = ("-m", "oomreaper", "demo", "--size-mib", "64")
-# An act takes 1.7 s.
-_LIMIT_SECONDS = 50
-_PR_SET_CHILD_SUBREAPER = 36
 _SMALL_ROOM = """
 import sys
 from oomreaper.demo import show
 from oomreaper.linux.room import Room
+show.ACTS = show.ACTS[1:]
 sys.exit(show.run(size_bytes=512 << 20, as_json=True, width=80, use_color=False, room=Room(300 << 20, None)))
 """
 KEYS = {
@@ -63,62 +63,6 @@ KEYS = {
     "skipped": {"act", "reason"},
 }
 STEPS = ["begin", "killed", "reaping", "outcome", "verdict", "released"]
-
-
-class Played(NamedTuple):
-    """A demo that has ended."""
-
-    status: int
-    output: str
-    errors: str
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """Its lines of JSON."""
-        return [json.loads(line) for line in self.output.splitlines()]
-
-    def of_act(self, act: str, *, samples: bool = False) -> list[dict[str, Any]]:
-        """The records of one act, in order, without the samples unless wanted."""
-        records = [record for record in self.records if record.get("act") == act]
-        return [record for record in records if samples or record["event"] != "sample"]
-
-
-def _environment(**more: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if name in {"PATH", "TMPDIR", "OOMREAPER_TEST_RUN"}}
-    paths = os.pathsep.join((find_source_for_everybody(), _TESTS))
-    return {**own, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error", **more}
-
-
-def play(
-    *options: str,
-    command: Sequence[str] = _COMMAND,
-    prefix: Sequence[str] = (),
-    user: int | None = None,
-    **environment: str,
-) -> Played:
-    """Run a demo of 64 MiB to its end, as ``user`` where given."""
-    python = sys.executable if user is None else find_python_for_everybody()
-    assert python is not None, "the test must need python_for_everybody"
-    done = subprocess.run(
-        [*prefix, python, *command, *options],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=_LIMIT_SECONDS,
-        check=False,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
-        cwd="/",
-        env=_environment(**environment),
-    )
-    return Played(done.returncode, done.stdout, done.stderr)
-
-
-def sandboxed(*denials: str) -> list[str]:
-    """What to put before a command that the kernel should refuse these calls."""
-    words = [word for denial in denials for word in ("--deny", denial)]
-    return [sys.executable, seccomp.__file__, *words, "--"]
 
 
 def assert_shown(played: Played, act: str) -> None:
@@ -295,46 +239,6 @@ class Silence:
 # -- interrupted -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def orphans() -> Iterator[Callable[[], list[str]]]:
-    """Who is left when a demo has gone: its children are given to us, whatever has become of their memory."""
-    libc = ctypes.CDLL(None)
-    before = set(processes.children_of(os.getpid()))
-
-    def find() -> list[str]:
-        found = set(processes.children_of(os.getpid())) - before
-        return [f"{pid} {processes.status_fields(pid).get('Name')} {processes.states(pid)}" for pid in sorted(found)]
-
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    yield find
-    for pid in set(processes.children_of(os.getpid())) - before:
-        processes.kill_exactly(pid, processes.start_time_ticks(pid))
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
-
-def interrupt(number: int, event: str, act: str | None) -> int:
-    """Start a demo, send the signal when it tells of ``event``, and return its status."""
-    with subprocess.Popen(
-        [sys.executable, *_COMMAND, "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        env=_environment(),
-    ) as demo:
-        assert demo.stdout is not None
-        for line in demo.stdout:
-            record = json.loads(line)
-            if record["event"] == event and record.get("act") == act:
-                demo.send_signal(number)
-                break
-        _, errors = demo.communicate(timeout=_LIMIT_SECONDS)
-    assert errors == ""
-    return demo.returncode
-
-
 @pytest.mark.needs("process_mrelease", "ptrace")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("event", ["size", "sample", *STEPS])
@@ -373,18 +277,18 @@ def test_a_killed_demo_leaves_nobody(event: str, orphans: Callable[[], list[str]
 def test_a_reader_that_leaves_ends_it(orphans: Callable[[], list[str]]) -> None:
     """``oomreaper demo | head -1`` ends quietly, and leaves nobody."""
     with subprocess.Popen(
-        [sys.executable, *_COMMAND, "--json"],
+        [sys.executable, *SHORTER, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd="/",
-        env=_environment(),
+        env=environment_of_demo(),
     ) as demo:
         assert demo.stdout is not None
         assert demo.stderr is not None
         demo.stdout.readline()
         demo.stdout.close()
         errors = demo.stderr.read()
-        status = demo.wait(_LIMIT_SECONDS)
+        status = demo.wait(LIMIT_SECONDS)
 
     assert (status, errors) == (128 + signal.SIGPIPE, b"")
     assert orphans() == []

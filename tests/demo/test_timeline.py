@@ -98,6 +98,13 @@ def test_colour_adds_and_changes_nothing() -> None:
     assert "\x1b[31m" + "#" * 40 in coloured[0]
 
 
+def test_colour_lasts_to_the_last_mark() -> None:
+    """With more than two marks, what was held from the first to the last is red."""
+    marks = [Mark(0.0, "noticed 0.0 s"), Mark(0.5, "SIGKILL 0.5 s"), Mark(1.0, "reaped 1.0 s")]
+
+    assert "\x1b[31m" + "#" * 40 in draw(use_color=True, marks=marks)[0]
+
+
 def test_one_moment_is_no_division_by_zero() -> None:
     """A single sample is drawn, not divided by."""
     assert draw(samples=[Sample(0.0, SIZE_BYTES)])[0].endswith("#")

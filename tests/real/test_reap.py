@@ -79,7 +79,8 @@ def test_the_memory_of_a_victim_that_cannot_die_comes_back(staging: Staging) -> 
 
         assert run.record["outcome"] == "reaped"
         assert run.status == 0
-        assert run.record["still_dying"] is (not is_gone)
+        # One that is merely starved may get its turn between the record and our look.
+        assert run.record["still_dying"] or is_gone
         assert run.record["freed_bytes"] >= 0.9 * SIZE_BYTES
         assert left_bytes <= 0.1 * before_bytes
         if "starved" not in staging.__name__:  # RT throttling and the fair server give a starved one a moment

@@ -103,6 +103,20 @@ def test_a_healthy_victim_is_reaped_at_the_first_attempt() -> None:
     assert outcome.elapsed_ms == pytest.approx(2.0)
 
 
+def test_the_record_counts_what_was_held_at_the_signal() -> None:
+    """A victim that grew after the look at it: the record has what it held right before the signal, and its moment."""
+    stage = Stage()
+    stage.submit()
+    stage.pass_ms(50)
+    stage.answer(JobKind.STRIKE, struck(0, None, at_ns=START_NS)._replace(before=memory(900)))
+
+    outcome = stage.outcome()
+    killed = next(event for event in stage.events if event.kind is EventKind.KILLED)
+
+    assert outcome.freed_bytes == outcome.anon_before_bytes == 900 * MIB
+    assert killed.monotonic_ns == START_NS
+
+
 def test_zero_with_memory_still_held_is_no_success() -> None:
     """The return code is never believed: 0 ten times over held memory is UNREAPABLE, at 100 ms each."""
     stage = Stage()
@@ -435,3 +449,33 @@ def test_more_victims_than_slots_wait_their_turn() -> None:
 
     assert served == list(range(500, 510))
     assert len(stage.outcomes()) == 10
+
+
+def test_the_record_of_a_user_of_shared_memory_waits_a_moment_for_its_end() -> None:
+    """Shared memory comes back with its last user: while the victim goes, nobody takes a second one for lack of it."""
+    stage = Stage()
+    stage.submit(scouting()._replace(memory=memory(64, shmem_mib=150)))
+    stage.pass_ms(0)
+    stage.answer(JobKind.STRIKE, struck(at_ns=stage.now_ns))
+    before = stage.outcomes()
+    stage.pass_ms(15)
+    stage.crew.on_victim_exit(Identity(500, 7), stage.now_ns)
+
+    assert before == []
+    assert (stage.outcome().kind, stage.outcome().still_dying) == (OutcomeKind.REAPED, False)
+    assert stage.outcome().elapsed_ms == 2  # as measured when its own memory was back
+
+
+def test_the_record_of_a_stuck_user_of_shared_memory_waits_no_longer() -> None:
+    """One that does not go: its record goes out after 200 ms, and says that it is still dying and what it keeps."""
+    stage = Stage()
+    stage.submit(scouting()._replace(memory=memory(64, shmem_mib=150)))
+    stage.pass_ms(0)
+    stage.answer(JobKind.STRIKE, struck(at_ns=stage.now_ns))
+    stage.pass_ms(19)
+    before = stage.outcomes()
+    stage.pass_ms(182)
+
+    assert before == []
+    assert (stage.outcome().kind, stage.outcome().still_dying) == (OutcomeKind.REAPED, True)
+    assert "150 MiB of shared memory" in stage.outcome().reason

@@ -62,6 +62,7 @@ REPORTS: list[Report | wire.Part | Outcome] = [
     Helped(("a",), ("b", "c")),
     Inquired((THREAD,)),
     struck(0, None)._replace(memory_problem="ENOMEM"),
+    struck(0, None)._replace(before=memory(7)),
     Profiled(ROWS),
     ProfilesPart(ROWS),
     UnitKilled((Identity(5, 6),), ("7: never",), 2, 1),

@@ -1,4 +1,4 @@
-"""The acts: a victim in a state from which SIGKILL cannot take it, killed, watched, reaped, let go.
+"""The acts of one victim: in a state from which SIGKILL cannot take it, killed, watched, reaped, let go.
 
 ``perform`` is the course that all acts share; a ``Trap`` is what differs: how the victim comes to be unable to die.
 
@@ -71,7 +71,7 @@ class Listener(Protocol):
     def on_performed(self, performance: Performance) -> None:
         """Everything has been seen; the victim still stands where it stood."""
 
-    def on_released(self, trap: Trap, ended_after_ns: int | None, at_ns: int) -> None:
+    def on_released(self, act: Act, ended_after_ns: int | None, at_ns: int) -> None:
         """The trap was opened, and the victim ended that much later; None: it did not."""
 
 
@@ -109,13 +109,22 @@ class Performance(NamedTuple):
         """Whether the act showed what it is for."""
         return self.has_stayed and self.has_come_back
 
+    @property
+    def needs_permission(self) -> bool:
+        """Whether other rights or another kernel would have changed the end."""
+        return self.outcome.needs_permission
 
-class Trap(Protocol):
-    """A way to keep a process from dying."""
+
+class Act(Protocol):
+    """What an act is called, and how its victim is let go."""
 
     name: str
     title: str
     release: str
+
+
+class Trap(Act, Protocol):
+    """A way to keep a process from dying."""
 
     @property
     def victim_file(self) -> IO[bytes] | None:
@@ -164,7 +173,7 @@ class ExitTrap:
     def explain(self, failure: RoleFailedError) -> str:
         """Name who may have refused it."""
         return (
-            f"{_say_refusal(failure)}; a sandbox forbids it, or /proc/sys/kernel/yama/ptrace_scope does: "
+            f"{say_refusal(failure)}; a sandbox forbids it, or /proc/sys/kernel/yama/ptrace_scope does: "
             "run it outside of the sandbox, set ptrace_scope to 1, or permit ptrace (docker run --cap-add SYS_PTRACE)"
         )
 
@@ -211,9 +220,9 @@ class LockTrap:
     def explain(self, failure: RoleFailedError) -> str:
         """Name what it needs."""
         if failure.role == "victim":
-            return f"{_say_refusal(failure)}: try TMPDIR on another file system"
+            return f"{say_refusal(failure)}: try TMPDIR on another file system"
         return (
-            f"{_say_refusal(failure)}; it needs root (sudo oomreaper demo) and a sandbox that lets userfaultfd through"
+            f"{say_refusal(failure)}; it needs root (sudo oomreaper demo) and a sandbox that lets userfaultfd through"
         )
 
     def open(self) -> None:
@@ -334,7 +343,7 @@ def _expect(stage: Stage, helper: Helper, word: str) -> None:
         stage.expect(helper, word)
     except RoleFailedError as failure:
         remedy = "; see ulimit -v and ulimit -d" if failure.number == errno.ENOMEM else ""
-        raise KernelError(f"the demo cannot run here: {_say_refusal(failure)}{remedy}") from failure
+        raise KernelError(f"the demo cannot run here: {say_refusal(failure)}{remedy}") from failure
 
 
 def _watch_until(stage: Stage, moments: list[Moment], until_ns: int) -> int:
@@ -344,7 +353,8 @@ def _watch_until(stage: Stage, moments: list[Moment], until_ns: int) -> int:
     return moments[-1].held_bytes
 
 
-def _say_refusal(failure: RoleFailedError) -> str:
+def say_refusal(failure: RoleFailedError) -> str:
+    """What was refused, and the kernel's word for it."""
     if failure.number is None:
         return failure.what
     return f"{failure.what} was refused: {errno.errorcode.get(failure.number, failure.number)}"

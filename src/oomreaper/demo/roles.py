@@ -8,7 +8,14 @@ victim     makes its memory, fills it when told to, and when told to writes to a
 tracer     holds the victim in its exit, by doing nothing
 holder     writes to the file from a page that never comes, and so holds the file's lock
 meter      tells what the victim holds, every few milliseconds
+idle       takes a little memory when told to, and does nothing
+hog        takes more and more, and does not end when it is asked to (SIGTERM)
+gauge      tells what a control group holds, every few milliseconds
+watcher    becomes ``oomreaper run``
+warden     removes the control group and the event socket, when its orders end
 =========  ==========================================================================================
+
+The warden alone outlives who started it, by the moment that it needs.
 """
 
 from __future__ import annotations
@@ -28,6 +35,8 @@ from oomreaper.linux import proc, syscalls
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# What the event socket of the watcher is called in its folder.
+EVENTS_NAME = "events"
 # The longest any of it may last, whatever goes wrong; a demo takes 2 s an act. Below the bound that the tests keep.
 _BOUND_SECONDS = 50
 _METER_INTERVAL_MS = 5
@@ -36,7 +45,15 @@ _METER_REPEAT_NS = 50_000_000
 # Filled in parts, so that the end of the orders is noticed.
 _FILL_PART_BYTES = 16 << 20
 _OOM_SCORE_ADJ_FIRST = "1000"
-_STDIN, _STDOUT = 0, 1
+# A hog is smooth at the scale of a chart, and its parts are no more than the kernel charges at once for each CPU.
+_HOG_PART_BYTES = 256 << 10
+# How long a control group may take to be empty: its members are killed before, and gone 5 ms later (2026-11).
+_REMOVE_LIMIT_NS = 10_000_000_000
+_REMOVE_EVERY_SECONDS = 0.02
+# Whom the death of their parent does not end.
+_OUTLIVE = frozenset({"warden"})
+_NS_IN_MS = 1_000_000
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 def main(role: str, parent_pid: int, arguments: list[str]) -> NoReturn:
@@ -47,7 +64,8 @@ def main(role: str, parent_pid: int, arguments: list[str]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.alarm(_BOUND_SECONDS)
-        syscalls.die_with_parent(signal.SIGKILL)
+        if role not in _OUTLIVE:
+            syscalls.die_with_parent(signal.SIGTERM if role == "watcher" else signal.SIGKILL)
         if os.getppid() == parent_pid:  # it may have ended before we asked to end with it
             syscalls.set_process_name(f"oomdemo-{role}".encode())
             _ROLES[role](*arguments)
@@ -89,11 +107,8 @@ def _be_victim(size: str, file: str = "") -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ_FIRST, encoding="ascii")
     with contextlib.suppress(OSError):  # the tracer will say what was refused
         ptrace.allow_any_tracer()
-    with _asking_for(f"{int(size) >> 20} MiB of memory (mmap)"):
-        # The interpreter's own memory is reaped too, so it counts.
-        memory = mmap.mmap(-1, int(size) - _read_own_bytes(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # EINVAL: a kernel without huge pages has nothing to refrain from
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    # The interpreter's own memory is reaped too, so it counts.
+    memory = _map(int(size) - _read_own_bytes(), asked_bytes=int(size))
     _say("made")
     for order in _orders():
         if order == "fill":
@@ -103,6 +118,14 @@ def _be_victim(size: str, file: str = "") -> None:
             # Not write(2): its lock on the file offset would be met before the inode's.
             os.pwrite(int(file), b"x", 0)
             _say("written")
+
+
+def _map(size_bytes: int, *, asked_bytes: int) -> mmap.mmap:
+    with _asking_for(f"{asked_bytes >> 20} MiB of memory (mmap)"):
+        memory = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # EINVAL: a kernel without huge pages has nothing to refrain from
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
 
 
 def _read_own_bytes() -> int:
@@ -115,6 +138,89 @@ def _fill(memory: mmap.mmap) -> None:
     for start in range(0, len(memory), _FILL_PART_BYTES):
         end = min(start + _FILL_PART_BYTES, len(memory))
         memory[start : end : mmap.PAGESIZE] = b"\x55" * len(range(start, end, mmap.PAGESIZE))
+
+
+def _be_idle(size: str) -> None:
+    _be_ordinary()
+    memory = _map(int(size), asked_bytes=int(size))
+    _say("made")
+    for _ in _orders():
+        _fill(memory)
+        _say("full")
+
+
+def _be_hog(size: str, milliseconds: str) -> None:
+    """Take all of ``size`` in that time, evenly, from the first order on; whoever is in the way of it must act."""
+    from oomreaper.linux import ptrace
+
+    _be_ordinary()
+    with contextlib.suppress(OSError):  # the tracer will say what was refused
+        ptrace.allow_any_tracer()
+    # Not ignored but blocked: a traced process is stopped at each signal that comes through, were it ignored.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    memory = _map(int(size), asked_bytes=int(size))
+    _say("made")
+    orders = select.poll()
+    orders.register(_STDIN, select.POLLIN)
+    if not os.read(_STDIN, 4096):
+        return
+    _say("taking")
+    begin_ns = time.monotonic_ns()
+    for start in range(0, len(memory), _HOG_PART_BYTES):
+        end = min(start + _HOG_PART_BYTES, len(memory))
+        memory[start : end : mmap.PAGESIZE] = b"\x55" * len(range(start, end, mmap.PAGESIZE))
+        due_ns = begin_ns + int(milliseconds) * _NS_IN_MS * end // len(memory)
+        left_ms = (due_ns - time.monotonic_ns()) / _NS_IN_MS
+        if left_ms > 0 and orders.poll(left_ms):
+            return  # there are no more orders: it is over
+    _say("full")
+    orders.poll()
+
+
+def _be_ordinary() -> None:
+    """Nobody whom the watcher must spare: a demo that was started by somebody protected hands that on."""
+    with contextlib.suppress(OSError, ValueError):
+        path = Path("/proc/self/oom_score_adj")
+        if int(path.read_text(encoding="ascii")) < 0:
+            path.write_text("0", encoding="ascii")
+
+
+def _be_watcher(group: str, events: str) -> None:
+    from oomreaper.linux.interpreter import oomreaper_command
+    from oomreaper.linux.notify import VARIABLES
+
+    for name in (*VARIABLES, "JOURNAL_STREAM"):  # a service manager that started the demo is not meant
+        os.environ.pop(name, None)
+    os.dup2(_STDOUT, _STDERR)
+    # An empty name: no file, so that the defaults are in force whatever this machine's file says.
+    command = oomreaper_command("run", "--config", "", "--within", group, "--events", events)
+    os.execv(command[0], command)  # noqa: S606 - the argument list is ours; there is no shell
+
+
+def _be_warden(group: str, folder: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _say("ready")
+    for _ in _orders():
+        pass
+    with contextlib.suppress(OSError):  # v2 has no such file
+        # Who hangs at the limit of a v1 group, and was not killed, goes on.
+        os.write(os.open(f"{group}/memory.oom_control", os.O_WRONLY | os.O_CLOEXEC), b"0")
+    with contextlib.suppress(OSError):
+        os.unlink(f"{folder}/{EVENTS_NAME}")
+    limit_ns = time.monotonic_ns() + _REMOVE_LIMIT_NS
+    for directory in (folder, group):
+        while not _is_removed(directory) and time.monotonic_ns() < limit_ns:
+            time.sleep(_REMOVE_EVERY_SECONDS)  # v1 tells of no group that it has become empty
+
+
+def _is_removed(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def _be_tracer(pid: str, start_time_ticks: str) -> None:
@@ -156,16 +262,30 @@ def _watch_fault(descriptor: int) -> None:
 
 def _be_meter(pid: str, start_time_ticks: str) -> None:
     process = _open_life(pid, start_time_ticks)
+
+    def read_held_bytes() -> int:
+        memory = proc.read_memory(process)
+        return 0 if memory is None else memory.reapable_bytes
+
+    _tell_changes(read_held_bytes)
+
+
+def _tell_changes(read_bytes: Callable[[], int]) -> None:
     poll = select.poll()
     poll.register(_STDIN, select.POLLIN)
     told_ns, told_bytes = 0, -1
     while not poll.poll(_METER_INTERVAL_MS):
-        memory = proc.read_memory(process)
+        held_bytes = read_bytes()
         now_ns = time.monotonic_ns()
-        held_bytes = 0 if memory is None else memory.reapable_bytes
         if held_bytes != told_bytes or now_ns - told_ns >= _METER_REPEAT_NS:
             _say("sample", str(now_ns), str(held_bytes))
             told_ns, told_bytes = now_ns, held_bytes
+
+
+def _be_gauge(path: str) -> None:
+    with _asking_for("reading the use of a control group"):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    _tell_changes(lambda: int(os.pread(file, 64, 0)))
 
 
 def _open_life(pid: str, start_time_ticks: str) -> int:
@@ -196,4 +316,9 @@ _ROLES: dict[str, Callable[..., None]] = {
     "tracer": _be_tracer,
     "holder": _be_holder,
     "meter": _be_meter,
+    "idle": _be_idle,
+    "hog": _be_hog,
+    "gauge": _be_gauge,
+    "watcher": _be_watcher,
+    "warden": _be_warden,
 }

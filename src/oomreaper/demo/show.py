@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from oomreaper.demo import acts, tellers
+from oomreaper.demo import acts, shortage, tellers
 from oomreaper.demo.bounds import choose_size
 from oomreaper.errors import KernelError
 from oomreaper.linux import proc
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from oomreaper.linux.room import Room
 
 _SHOWN, _NOT_SHOWN, _NOT_PERMITTED = 0, 1, 3
+# The main act first; what SIGKILL alone does, and does not, is shown after it.
+ACTS: tuple[type[shortage.Shortage | acts.ExitTrap | acts.LockTrap], ...] = (
+    shortage.Shortage,
+    acts.ExitTrap,
+    acts.LockTrap,
+)
 
 
 def run(
@@ -41,12 +47,13 @@ def run(
         room: How much memory may be taken; by default as found.
 
     Returns:
-        The exit status: 0 when in every act that could be played the memory stayed after SIGKILL and came back with
-        the reap, 3 when other rights or another kernel would have changed the end, else 1.
+        The exit status: 0 when every act that could be played showed what it is for (the watcher got the memory of a
+        victim that cannot die back, and touched nobody else; memory stayed after SIGKILL alone, and came back with the
+        reap), 3 when other rights or another kernel would have changed the end, else 1.
 
     Raises:
         UsageError: The size is too small to show anything.
-        KernelError: Too little memory, no process or no reaper can be had, or no act is permitted here.
+        KernelError: Too little memory, no process, watcher or reaper can be had, or no act is permitted here.
     """
     take_usual_signals()
     out = sys.stdout if out is None else out
@@ -54,20 +61,23 @@ def run(
     teller: tellers.Teller
     teller = tellers.JsonLines(out) if as_json else tellers.Screen(out, width=width, use_color=use_color)
     teller.on_size(size, size_bytes)
-    performances = []
+    performances: list[acts.Performance | shortage.Watched] = []
     reasons = []
-    traps: tuple[acts.Trap, ...] = (acts.ExitTrap(), acts.LockTrap())
-    for trap in traps:
+    for kind in ACTS:
+        act = kind()
         try:
-            performances.append(acts.perform(trap, size.size_bytes, teller))
+            if isinstance(act, shortage.Shortage):
+                performances.append(act.perform(size.size_bytes, teller))
+            else:
+                performances.append(acts.perform(act, size.size_bytes, teller))
         except acts.SkippedError as skipped:
             reasons.append(str(skipped))
-            teller.on_skipped(trap, str(skipped))
+            teller.on_skipped(act, str(skipped))
     if not performances:
         raise KernelError(f"no act of the demo can be played here: {'; '.join(reasons)}")
     if all(performance.is_shown for performance in performances):
         return _SHOWN
-    return _NOT_PERMITTED if any(performance.outcome.needs_permission for performance in performances) else _NOT_SHOWN
+    return _NOT_PERMITTED if any(performance.needs_permission for performance in performances) else _NOT_SHOWN
 
 
 def _find_room() -> Room:

@@ -76,7 +76,7 @@ def render(
 
     Args:
         samples: In order of time; between two, what was held is what the first says.
-        marks: In order of time; with colour, what is held between the first two is red.
+        marks: In order of time; with colour, what is held between the first and the last is red.
         scale_bytes: What fills the chart to the top.
         width: Columns.
         use_unicode: Draw with block elements; otherwise plain ASCII.
@@ -118,8 +118,8 @@ def _paint(cells: list[str], places: list[int], *, use_color: bool) -> str:
     if not use_color or not places:
         return "".join(cells)
     first = places[0]
-    second = places[1] if len(places) > 1 else len(cells)
-    before, held, after = ("".join(part) for part in (cells[:first], cells[first:second], cells[second:]))
+    last = places[-1] if len(places) > 1 else len(cells)
+    before, held, after = ("".join(part) for part in (cells[:first], cells[first:last], cells[last:]))
     return f"{_FREE}{before}{_HELD}{held}{_FREE}{after}{_RESET}"
 
 

@@ -113,6 +113,13 @@ class Helper:
         assert self._process.stdin is not None
         self._process.stdin.close()
 
+    def ask_to_end(self) -> None:
+        """As ``dismiss``, and SIGTERM: for who has something to tidy up."""
+        self.dismiss()
+        with contextlib.suppress(ProcessLookupError):
+            syscalls.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+        _is_ready(self.pidfd, _END_LIMIT_MS)
+
     def listen(self) -> list[list[str]]:
         """Read what can be read now; the lines, as words."""
         chunk = os.read(self.output, _READ_CHUNK_BYTES)
@@ -155,6 +162,8 @@ class Stage:
     def __init__(self, on_sample: Callable[[int, int], None]) -> None:
         self._on_sample = on_sample
         self._helpers: list[Helper] = []
+        self._tidy: list[Helper] = []
+        self._attended: dict[int, Callable[[], None]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -165,14 +174,20 @@ class Stage:
         with undisturbed():
             # The last first: who holds the victim was started after it, and lets go of it by ending.
             for helper in reversed(self._helpers):
+                if helper not in self._tidy:
+                    helper.kill()
+            left = [helper.pid for helper in reversed(self._helpers) if helper not in self._tidy and not helper.bury()]
+            for helper in reversed(self._tidy):
+                helper.ask_to_end()
                 helper.kill()
-            left = [helper.pid for helper in reversed(self._helpers) if not helper.bury()]
+            left += [helper.pid for helper in reversed(self._tidy) if not helper.bury()]
             self._helpers.clear()
+            self._tidy.clear()
         if left:
             raise KernelError(f"the demo's processes {left} do not end; the kernel holds them: see /proc/PID/stack")
 
-    def start(self, role: str, *arguments: str, files: tuple[int, ...] = ()) -> Helper:
-        """Start a role; it inherits ``files``.
+    def start(self, role: str, *arguments: str, files: tuple[int, ...] = (), is_tidy: bool = False) -> Helper:
+        """Start a role; it inherits ``files``. One that ``is_tidy`` is asked to end at the end, after the others.
 
         Raises:
             KernelError: No process can be started here.
@@ -183,7 +198,17 @@ class Stage:
             except OSError as error:
                 raise KernelError(f"no process could be started for the demo: {error.strerror}") from error
             self._helpers.append(helper)
+            if is_tidy:
+                self._tidy.append(helper)
         return helper
+
+    def attend(self, descriptor: int, on_readable: Callable[[], None]) -> None:
+        """Listen to somebody else, too, until ``ignore``."""
+        self._attended[descriptor] = on_readable
+
+    def ignore(self, descriptor: int) -> None:
+        """Listen to that one no more."""
+        self._attended.pop(descriptor, None)
 
     def expect(self, helper: Helper, word: str) -> None:
         """Wait until ``helper`` says ``word``.
@@ -227,9 +252,12 @@ class Stage:
     def _listen(self, limit_ms: int) -> None:
         poll = select.poll()
         speakers = {helper.output: helper for helper in self._helpers if not helper.is_silent}
-        for output in speakers:
+        for output in (*speakers, *self._attended):
             poll.register(output, select.POLLIN)
         for output, _ in poll.poll(limit_ms):
+            if output not in speakers:
+                self._attended[output]()
+                continue
             for words in speakers[output].listen():
                 if words[0] == "sample":
                     self._on_sample(int(words[1]), int(words[2]))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
 
 _MIB = 1 << 20
-_CONFIG_HELP = "the configuration (default: /etc/oomreaper.toml, or that of the user)"
+_CONFIG_HELP = "the configuration (default: /etc/oomreaper.toml, or that of the user); an empty FILE: the defaults"
 _WITHIN_HELP = "a memory cgroup, as /proc/PID/cgroup names it: its limit is the machine's, its members the only victims"
 # The whole table, by status; the manual page is made from it.
 EXIT_STATUS: Mapping[str, str] = MappingProxyType(
@@ -95,11 +95,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands)
     demo = commands.add_parser(
         "demo",
-        help="show a process that cannot die lose its memory",
-        description="Make a process that cannot die, kill it in vain, then reap it, and show its memory over time. "
+        help="show a shortage, and a process that cannot die lose its memory",
+        description="Make a shortage in a control group of the demo's own, with a process that cannot die, and show "
+        "what the watcher does about it; then kill such a process in vain and reap it. Shows memory over time. The "
+        "first needs a memory cgroup (root, or one that is delegated to you) and is skipped, with the reason, without. "
         "Everything it makes is bounded and removed again.",
     )
-    demo.add_argument("--json", action="store_true", help="print the samples and the records as JSON lines")
+    demo.add_argument(
+        "--json", action="store_true", help="print the samples, the watcher's events and the records as JSON lines"
+    )
     demo.add_argument(
         "--size-mib", type=_size_mib, default=512, metavar="MIB", help="the victim's memory (default: 512; 16 to 4096)"
     )

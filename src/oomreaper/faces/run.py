@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from oomreaper.config.load import find_config, load_plan
-from oomreaper.linux.interpreter import oomreaper_command, python_command
+from oomreaper.linux.interpreter import fill_standard_descriptors, oomreaper_command, python_command
 from oomreaper.watch.plan import encode_plan
 
 if TYPE_CHECKING:
@@ -32,17 +32,19 @@ def run(*, config: str | None, is_dry_run: bool, events: str | None, within: str
         ConfigError: The file has faults; all of them are named.
         KernelError: There is no interpreter to run it with.
     """
-    plan = compile_plan(config=config, events=events, within=within)
-    content = encode_plan(plan)
+    fill_standard_descriptors()
+    content = encode_plan(compile_plan(config=config, events=events, within=within))
     descriptor = os.memfd_create("oomreaper-plan", os.MFD_ALLOW_SEALING)
-    os.write(descriptor, content)
+    while content:
+        content = content[os.write(descriptor, content) :]
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.set_inheritable(descriptor, True)
     flags = ["--dry-run"] if is_dry_run else []
     command = python_command(_WATCHER, str(descriptor), *flags)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed when we were started
+            stream.flush()
     os.execv(command[0], command)  # noqa: S606 - the argument list is ours; there is no shell
 
 
@@ -70,8 +72,11 @@ def print_plan(*, config: str | None, events: str | None, within: str | None) ->
 
 
 def compile_plan(*, config: str | None, events: str | None, within: str | None) -> Plan:
-    """The plan of a file (or of the defaults), with what the command line adds; its warnings are printed."""
-    path = config if config is not None else find_config()
+    """The plan of a file (or of the defaults), with what the command line adds; its warnings are printed.
+
+    ``config`` None: the file of this user, where there is one. Empty: the defaults, whatever file there is.
+    """
+    path = find_config() if config is None else config or None
     plan, warnings = load_plan(path)
     for warning in warnings:
         print(f"oomreaper: {warning}", file=sys.stderr)

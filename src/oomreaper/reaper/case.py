@@ -49,6 +49,7 @@ class Case:
         self.memory_seen: VictimMemory | None = scouting.memory
         self.charged_seen = scouting.charged
         self.freed_bytes: int | None = None
+        self.held_at_signal_bytes: int | None = None  # read right before the first signal; newer than the scouting
         self.threads: tuple[ThreadReport, ...] = ()
         self.needs_permission = False
         # What is due, as monotonic ns; None when nothing is.
@@ -68,8 +69,18 @@ class Case:
 
     @property
     def held_before_bytes(self) -> int:
-        """What a reap could give back, before the signal."""
+        """What a reap could give back, before the signal, by the look that also read what was charged."""
         return self.before.reapable_bytes if self.before is not None else 0
+
+    @property
+    def recorded_before_bytes(self) -> int:
+        """The same for the record: by the newest reading."""
+        return self.held_before_bytes if self.held_at_signal_bytes is None else self.held_at_signal_bytes
+
+    @property
+    def awaits_shared_memory(self) -> bool:
+        """Whether it has not gone, and much of what its death gives back comes only then."""
+        return not self.has_died and self.before is not None and self.before.shmem_bytes >= _NOTEWORTHY_SHMEM_BYTES
 
     def timeout_ns(self, allowed_ns: int) -> int:
         """When its time is over: counted from the signal, before that from the moment it was taken on."""
@@ -77,7 +88,7 @@ class Case:
 
     def note_freed(self, now: VictimMemory | None) -> None:
         """Count as freed what it held before and no longer does."""
-        self.freed_bytes = max(0, self.held_before_bytes - (now.reapable_bytes if now is not None else 0))
+        self.freed_bytes = max(0, self.recorded_before_bytes - (now.reapable_bytes if now is not None else 0))
 
     def outcome(self) -> Outcome:
         """The record; only for a life that is over."""
@@ -91,7 +102,7 @@ class Case:
             start_time_ticks=self.identity.start_time_ticks,
             comm=self.scouting.process.comm,
             kind=OUTCOME_OF_STATE[state],
-            anon_before_bytes=self.held_before_bytes,
+            anon_before_bytes=self.recorded_before_bytes,
             freed_bytes=self.freed_bytes if was_signalled else None,
             elapsed_ms=elapsed_ms if was_signalled else None,
             attempts=self.attempts,

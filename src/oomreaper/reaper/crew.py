@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 _MS = 1_000_000
 # A healthy victim is gone 0.3 to 1.5 ms after its memory (2026-11, Linux 6.18): one still there after this needs help.
 _HELP_DELAY_NS = 20 * _MS
+# Shared memory comes back when its last user has gone, which is at once for a victim that is merely dying; for one that
+# has not gone by then the record waits no longer. As long as a watcher waits before it takes a second victim.
+_SHARED_WAIT_NS = 200 * _MS
 # How long the record of a victim that was given up may wait for the report on its threads.
 _INQUEST_LIMIT_NS = 250 * _MS
 # How long a worker may wait on each kind of job before it counts as stuck. A scouting compares the victim
@@ -265,6 +268,8 @@ class Crew(SideDoor):
         case.has_died = True
         case.help_due_ns = None
         if case.life.is_over:
+            if case.life.state is State.REAPED:
+                case.inquest_limit_ns = now_ns  # its shared memory was all that was waited for
             self._close(case, now_ns)
         elif case.life.state is State.LEAVING:
             case.account_due_ns = now_ns
@@ -314,7 +319,8 @@ class Crew(SideDoor):
             return
         if struck.signal_errno == 0 and case.signal_ns is None:
             case.signal_ns = struck.signal_ns
-            self._tell(EventKind.KILLED, case, now_ns)
+            case.held_at_signal_bytes = None if struck.before is None else struck.before.reapable_bytes
+            self._tell(EventKind.KILLED, case, struck.signal_ns)
         case.sharers.update(struck.sharers_killed)
         case.needs_rescan = struck.mrelease_errno == errno.EINVAL and not struck.is_dumping_core
         reading = verify.read_strike(struck, case.before)
@@ -432,7 +438,10 @@ class Crew(SideDoor):
         finish(self._handoff.release(case.candidate))
         if move in (Move.REFUSE, Move.VANISH):
             self._handoff.marks.clear(case.candidate.lives)  # nothing was done to it: it may be chosen again
-        self._settle(case, now_ns)
+        if case.life.state is State.REAPED and case.awaits_shared_memory:
+            case.inquest_limit_ns = now_ns + _SHARED_WAIT_NS
+        else:
+            self._settle(case, now_ns)
         self._fill_slots(now_ns)
 
     def _settle(self, case: Case, now_ns: int) -> None:

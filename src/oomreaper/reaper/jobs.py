@@ -58,7 +58,8 @@ class UnitOrder(NamedTuple):
     """Whom to signal: ``lives``, and all others who are found in the same unit while that is done.
 
     The unit is the directory of a control group, a process group or a session; of the last two only processes that
-    started at ``born_after_ticks`` or later (None: all) are looked for. It is gone through until nobody new is found.
+    started at ``born_after_ticks`` or later (None: all) are looked for, and only in the control group
+    ``within_directory`` and below it (None: anywhere). It is gone through until nobody new is found.
     """
 
     lives: tuple[Identity, ...]
@@ -66,6 +67,7 @@ class UnitOrder(NamedTuple):
     process_group: int | None = None
     session: int | None = None
     born_after_ticks: int | None = None
+    within_directory: str | None = None
 
 
 class ReclaimOrder(NamedTuple):
@@ -131,8 +133,8 @@ class Struck(NamedTuple):
 
     ``signal_errno`` is None when no signal was sent (a core dump is spared). ``mrelease_errno`` is None when
     the call was not made. ``memory`` is what the address space held at ``verified_ns``; None: no thread has it, or,
-    where ``memory_problem`` says why, it could not be read: then nothing is verified.
-    ``protected`` names sharers that may not be killed and turned up only now.
+    where ``memory_problem`` says why, it could not be read: then nothing is verified. ``before`` is what it held
+    right before the signal; None: not seen. ``protected`` names sharers that may not be killed and turned up only now.
     """
 
     signal_errno: int | None
@@ -145,6 +147,7 @@ class Struck(NamedTuple):
     sharers_killed: tuple[Identity, ...] = ()
     protected: tuple[int, ...] = ()
     memory_problem: str | None = None
+    before: VictimMemory | None = None
 
 
 class Probed(NamedTuple):

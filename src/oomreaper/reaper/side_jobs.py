@@ -248,12 +248,14 @@ class SideDoor:
         process_group: int | None = None,
         session: int | None = None,
         born_after_ticks: int | None = None,
+        within_directory: str | None = None,
     ) -> None:
         """Signal all of ``lives``, and whoever else is in that unit (see ``UnitOrder``); nobody of them is reaped.
 
         The answer comes out of ``take_unit_killed``. Those worth reaping are to be submitted before.
         """
-        self._side.ask_unit(UnitOrder(tuple(lives), cgroup_directory, process_group, session, born_after_ticks))
+        order = UnitOrder(tuple(lives), cgroup_directory, process_group, session, born_after_ticks, within_directory)
+        self._side.ask_unit(order)
         self._put_to_work(now_ns)
 
     def take_unit_killed(self) -> list[UnitKilled]:

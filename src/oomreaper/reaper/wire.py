@@ -140,7 +140,7 @@ _FIELD_READERS: dict[Any, dict[int, Callable[[Any], Any]]] = {
     Process: {0: _one(Identity), 1: _bytes_of_text},
     SharersPart: {0: _many(Sharer)},
     Sharer: {0: _one(Identity)},
-    Struck: {5: _one(VictimMemory), 7: _many(Identity)},
+    Struck: {5: _one(VictimMemory), 7: _many(Identity), 10: _one(VictimMemory)},
     Probed: {0: _one(VictimMemory)},
     Accounted: {0: _one(VictimMemory), 1: _one(ChargedMemory)},
     Inquired: {0: _many(ThreadReport)},

@@ -186,6 +186,8 @@ class WorkerChild:
 
     def _strike_life(self, job: Job, process: int | None, pidfd: int) -> Struck:
         """The two calls, and what is to be seen around them; ``process`` None: nothing could be seen before."""
+        # What it was chosen by may be a second old, and it may have grown by a gigabyte since.
+        before, _ = (None, None) if process is None else self._read_left(job, process)
         if not job.sharer_pids and not job.rescan:
             # The common case: nobody shares the memory. Nothing between this line and the two calls.
             signal_ns = time.monotonic_ns()
@@ -213,6 +215,7 @@ class WorkerChild:
             sharers_killed=tuple(killed.identities),
             protected=protected,
             memory_problem=problem,
+            before=before,
         )
 
     def _read_left(self, job: Job, process: int | None) -> tuple[VictimMemory | None, str | None]:

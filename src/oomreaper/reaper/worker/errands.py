@@ -186,7 +186,12 @@ class UnitKill:
         try:
             if order.cgroup_directory is not None:
                 return cgroup.read_group_pids(order.cgroup_directory)
-            return [pid for pid in proc.read_pids(self._proc) if self._is_member(pid)]
+            everybody = (
+                proc.read_pids(self._proc)
+                if order.within_directory is None
+                else cgroup.read_group_pids(order.within_directory)
+            )
+            return [pid for pid in everybody if self._is_member(pid)]
         except LOOK_FAILURES as error:
             self._refused[0] = f"others of the unit, perhaps: could not look ({describe_failure(error)})"
             return []
