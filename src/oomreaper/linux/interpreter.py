@@ -1,4 +1,7 @@
-"""A small Python process of our own: how one is started, wherever this package lies (also inside a zip file)."""
+"""A small Python process of our own: how one is started, wherever this package lies (also inside a zip file).
+
+Also what such a process may not take for granted: that there is a stdin, a stdout and a stderr.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,23 @@ def oomreaper_command(*arguments: str) -> list[str]:
     """
     program = _FIND_PACKAGE + "from oomreaper.faces.cli import main; sys.exit(main(sys.argv[1:]))"
     return [_find_interpreter(), "-I", "-c", program, _PACKAGE_ROOT, *arguments]
+
+
+def fill_standard_descriptors() -> None:
+    """Have something stand at 0, 1 and 2: what is opened next would be taken for stdin, stdout or stderr otherwise.
+
+    Raises:
+        OSError: There is no /dev/null.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
 
 
 def _find_interpreter() -> str:

@@ -31,13 +31,18 @@ class Enforcer:
     Args:
         crew: Kills and reaps.
         directory_of: The directory of a cgroup, by its path; None when this machine does not show it.
+        within_directory: That of the group whose members are the only victims, also where a process group or a session
+            reaches out of it; None: anybody.
     """
 
     is_dry_run = False
 
-    def __init__(self, crew: Crew, directory_of: Callable[[str], str | None]) -> None:
+    def __init__(
+        self, crew: Crew, directory_of: Callable[[str], str | None], *, within_directory: str | None = None
+    ) -> None:
         self._crew = crew
         self._directory_of = directory_of
+        self._within_directory = within_directory
         self._events: list[Event] = []
 
     def terminate(self, identity: Identity, handle: int, now_ns: int) -> int:
@@ -65,10 +70,22 @@ class Enforcer:
                 self._crew.kill_unit(lives, now_ns, cgroup_directory=self._directory_of(ranked.unit_key))
             case KillUnit.GROUP:
                 group = int(ranked.unit_key)
-                self._crew.kill_unit(lives, now_ns, process_group=group, born_after_ticks=oldest - 1)
+                self._crew.kill_unit(
+                    lives,
+                    now_ns,
+                    process_group=group,
+                    born_after_ticks=oldest - 1,
+                    within_directory=self._within_directory,
+                )
             case KillUnit.SESSION:
                 session = int(ranked.unit_key)
-                self._crew.kill_unit(lives, now_ns, session=session, born_after_ticks=oldest - 1)
+                self._crew.kill_unit(
+                    lives,
+                    now_ns,
+                    session=session,
+                    born_after_ticks=oldest - 1,
+                    within_directory=self._within_directory,
+                )
             case KillUnit.PROCESS:
                 self._crew.kill_unit(lives, now_ns)
             case never:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,11 @@ from oomreaper.linux import proc, syscalls
 
 if TYPE_CHECKING:
     from oomreaper.model.identity import Identity
+
+
+# Given up, one by one, when the kernel has no descriptor left for a pidfd: as many as there are candidates that are
+# looked at ahead of need, and some for those who die with one of them.
+_RESERVED_DESCRIPTORS = 16
 
 
 class Handles:
@@ -20,17 +27,31 @@ class Handles:
 
     def __init__(self, proc_root: int) -> None:
         self._proc = proc_root
-        self._open: set[int] = set()
+        self._open: dict[int, int] = {}  # when each was opened, as a number
+        self._opened = 0
+        self._reserve: list[int] = []
         self.watched: set[int] = set()
+        self._refill()
 
     def open(self, pid: int) -> int | None:
         """A pidfd of whoever holds the pid now; None when nobody does, or no descriptor is to be had."""
         try:
             handle = syscalls.pidfd_open(pid)
-        except OSError:
-            return None
-        self._open.add(handle)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._reserve:
+                return None
+            os.close(self._reserve.pop())
+            try:
+                handle = syscalls.pidfd_open(pid)
+            except OSError:
+                return None
+        self._opened += 1
+        self._open[handle] = self._opened
         return handle
+
+    def serial_of(self, handle: int) -> int:
+        """Tells one life of a descriptor's number from the next; 0: not ours."""
+        return self._open.get(handle, 0)
 
     def open_life(self, identity: Identity) -> int | None:
         """A pidfd of this very life; None when it is over.
@@ -63,10 +84,19 @@ class Handles:
         """Close one; a second time does nothing."""
         self.watched.discard(handle)
         if handle in self._open:
-            self._open.discard(handle)
+            del self._open[handle]
             os.close(handle)
+            if len(self._reserve) < _RESERVED_DESCRIPTORS:
+                self._refill()
 
     def close_all(self) -> None:
         """Close what is left."""
         for handle in list(self._open):
             self.close(handle)
+        while self._reserve:
+            os.close(self._reserve.pop())
+
+    def _refill(self) -> None:
+        with contextlib.suppress(OSError):  # none to be had now: the next one that is closed makes room
+            while len(self._reserve) < _RESERVED_DESCRIPTORS:
+                self._reserve.append(os.dup(self._proc))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.errors import BrokenPromiseError
 
@@ -74,6 +74,15 @@ class Ending(enum.Enum):
     LEFT = "left"  # it ended after it was asked to
     WITHDRAWN = "withdrawn"  # nothing was signalled: it has gone, or it is protected after all
     SPARED = "spared"  # it was asked to end and did not, and there was no need to insist
+    UNSEEN = "unseen"  # nobody could look at it just now: that says nothing about it
+    NEEDLESS = "needless"  # while it was waited for memory came back, or it gave up what it held
+
+
+class Objection(NamedTuple):
+    """Why a hunt that had to wait is not gone on with: things are not as they were when it was begun."""
+
+    ending: Ending
+    reason: str
 
 
 class Hunt:
@@ -81,7 +90,7 @@ class Hunt:
 
     ``due`` is the step it is taken for, ``ranked`` its place in the ranking, ``members`` who dies with it.
     ``available_bytes`` is what its scope had when it was taken. ``follows`` is True for a member of a unit that is
-    reaped beside the one that was chosen.
+    reaped beside the one that was chosen. ``has_exited``: its process has gone while it was being reaped.
     """
 
     __slots__ = (
@@ -92,6 +101,7 @@ class Hunt:
         "ending",
         "follows",
         "handle",
+        "has_exited",
         "hook",
         "incident",
         "is_urgent",
@@ -123,7 +133,7 @@ class Hunt:
         self.incident = incident
         self.available_bytes = available_bytes
         self.follows = follows
-        self.is_urgent = self.is_whole = False
+        self.is_urgent = self.is_whole = self.has_exited = False
         self.state = State.SCOUTED
         self.started_ns = now_ns
         self.announced_ns: int | None = None

@@ -7,7 +7,8 @@ watcher's and the policy's part), and how memory is freed (the crew's). It never
 * ``on_time`` no later than ``next_deadline_ns`` says,
 * and collects ``take_over`` (the hunts that have ended).
 
-Every victim is announced before its signal, and nothing is read of it after the signal.
+Every victim is announced before its signal, and nothing is read of it after the signal. Who was announced gets a record
+of how it ended. A hunt that had to wait (for a look, for the hook) asks once more before it acts: see ``objector``.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ if TYPE_CHECKING:
     from oomreaper.model.process import Scouting
     from oomreaper.model.sample import ProcessSample
     from oomreaper.policy.protection import Ourselves
+    from oomreaper.watch.hunt import Objection
     from oomreaper.watch.scouts import Looked, Scouts
 
 _MS = 1_000_000
 # A look that brought nothing in this time: the candidate is passed over. The crew's own limit for a look is 1 s.
 _LOOK_LIMIT_NS = 1_500 * _MS
+# Who was asked to end is not let off before the ladder's kill step is due, and has so much time for that to be seen.
+_ESCALATION_GRACE_NS = 2_000 * _MS
 # How many of a unit are reaped as victims of their own, beside the one that was chosen: the largest. The others are
 # signalled all the same; what they hold comes back when they exit.
 _FOLLOWERS = 4
@@ -114,6 +118,8 @@ class Hunter:
         onlooker: Who must not read a victim.
         voice: Who tells.
         ourselves: Tells who must never be a victim, as of now.
+
+    ``objector`` is set by whoever knows the numbers: it says why a hunt that had to wait is not gone on with.
     """
 
     def __init__(
@@ -128,13 +134,14 @@ class Hunter:
         ourselves: Callable[[], Ourselves],
     ) -> None:
         self.plan = plan
+        self.objector: Callable[[Hunt, int], Objection | None] = _object_to_nothing
         self._ourselves = ourselves
         self._onlooker = onlooker
         self._actor = actor
         self._scouts = scouts
         self._handles = handles
         self._voice = voice
-        self._open: list[Hunt] = []
+        self._open: dict[Identity, Hunt] = {}
         self._over: list[Hunt] = []
         self._graves: dict[int, Identity] = {}  # by pidfd
         self._hooks = 0
@@ -143,25 +150,25 @@ class Hunter:
 
     def hunts_in(self, scope: str) -> list[Hunt]:
         """The open hunts of a scope."""
-        return [hunt for hunt in self._open if hunt.scope == scope]
+        return [hunt for hunt in self._open.values() if hunt.scope == scope]
 
     @property
     def open_hunts(self) -> tuple[Hunt, ...]:
         """All open hunts."""
-        return tuple(self._open)
+        return tuple(self._open.values())
 
     def take_over(self) -> list[Hunt]:
-        """The hunts that have ended since the last call; those that only follow another are left out."""
+        """The hunts that have ended since the last call."""
         taken, self._over = self._over, []
-        return [hunt for hunt in taken if not hunt.follows]
+        return taken
 
     def next_deadline_ns(self) -> int | None:
         """When ``on_time`` must be called at the latest."""
-        return min((hunt.deadline_ns for hunt in self._open if hunt.deadline_ns is not None), default=None)
+        return min((hunt.deadline_ns for hunt in self._open.values() if hunt.deadline_ns is not None), default=None)
 
     def is_hunted(self, identity: Identity) -> bool:
-        """Whether this life is the victim of an open hunt."""
-        return any(hunt.identity == identity for hunt in self._open)
+        """Whether this life is the victim of an open hunt; asked of every process that is ranked."""
+        return identity in self._open
 
     # -- taking --------------------------------------------------------------------------------------------
 
@@ -193,29 +200,39 @@ class Hunter:
         hunt.due = due
         self._strike(hunt, now_ns)
 
+    def hurry(self, hunt: Hunt, now_ns: int) -> None:
+        """Memory is nearly gone: the pre-kill hook is not waited for any longer."""
+        hunt.is_urgent = True
+        self._end_wait(hunt, now_ns)
+
+    def drop(self, hunt: Hunt, objection: Objection, now_ns: int) -> None:
+        """Do not go on with it."""
+        self._let_go(hunt, objection.ending, objection.reason, now_ns)
+
     # -- what happens --------------------------------------------------------------------------------------
 
     def on_scouted(self, identity: Identity, now_ns: int) -> None:
         """A look at a candidate is finished."""
-        for hunt in list(self._open):
-            if hunt.identity == identity and hunt.state is State.SCOUTED:
-                self._go_on(hunt, now_ns)
+        hunt = self._open.get(identity)
+        if hunt is not None and hunt.state is State.SCOUTED:
+            self._go_on(hunt, now_ns, has_waited=True)
 
     def on_acknowledged(self, hook: str, now_ns: int) -> None:
         """The pre-kill hook of that id has ended."""
-        for hunt in list(self._open):
+        for hunt in self.open_hunts:
             if hunt.hook == hook and hunt.state is State.HELD:
-                self._act(hunt, now_ns)
+                self._end_wait(hunt, now_ns)
 
     def on_exit(self, handle: int, now_ns: int) -> Identity | None:
         """A process whose pidfd is watched has ended; say whose, when its mark may go."""
-        for hunt in list(self._open):
+        for hunt in self.open_hunts:
             if hunt.handle != handle:
                 continue
-            if hunt.state is State.STRUCK:
-                return None  # the crew is told by who drives us; its outcome ends the hunt
-            hunt.reason = "it ended after it was asked to" if hunt.state is State.ASKED else "it has gone by itself"
-            self._end(hunt, Ending.LEFT if hunt.state is State.ASKED else Ending.WITHDRAWN, now_ns)
+            hunt.has_exited = True
+            if hunt.state is State.ASKED:
+                self._let_go(hunt, Ending.LEFT, "it ended after it was asked to", now_ns)
+            elif hunt.state is not State.STRUCK:  # then the crew is told by who drives us; its outcome ends the hunt
+                self._withdraw(hunt, "it has gone by itself", now_ns)
             return None
         identity = self._graves.pop(handle, None)
         if identity is not None:
@@ -224,17 +241,17 @@ class Hunter:
 
     def on_event(self, event: Event, now_ns: int) -> None:
         """Something that the reaper (or the actor in its place) tells."""
-        hunt = next((hunt for hunt in self._open if hunt.identity == event.identity), None)
+        hunt = None if event.identity is None else self._open.get(event.identity)
         match event.kind:
             case EventKind.KILLED if hunt is not None:
                 hunt.signalled_ns = event.monotonic_ns
-                self._voice.killed(hunt, signal_name=event.text or "SIGKILL", now_ns=now_ns)
+                self._voice.killed(hunt, signal_name=event.text or "SIGKILL", now_ns=event.monotonic_ns)
             case EventKind.SETTLED if hunt is not None and event.outcome is not None:
                 hunt.outcome = event.outcome
                 if event.outcome.kind in _NOTHING_DONE:
                     self._onlooker.readmit(hunt.identity)
                 self._voice.settled(hunt, event.outcome, now_ns)
-                self._end(hunt, Ending.SETTLED, now_ns)
+                self._end(hunt, Ending.SETTLED)
             case EventKind.WARNING:
                 self._voice.warning(
                     event.text,
@@ -247,42 +264,45 @@ class Hunter:
 
     def on_time(self, now_ns: int) -> None:
         """Do what is due."""
-        for hunt in list(self._open):
-            if hunt.deadline_ns is None or hunt.deadline_ns > now_ns:
+        for hunt in self.open_hunts:
+            if hunt.deadline_ns is None or hunt.deadline_ns > now_ns or not hunt.is_open:
                 continue
             match hunt.state:
                 case State.SCOUTED:
-                    self._withdraw(hunt, "it could not be looked at in time", now_ns)
+                    self._let_go(hunt, Ending.UNSEEN, "it could not be looked at in time", now_ns)
                 case State.HELD:
                     text = f"the pre-kill hook did not end in {self.plan.hooks.pre_kill_timeout_ns // _MS} ms"
                     self._voice.warning(text, scope=hunt.scope, incident=hunt.incident, now_ns=now_ns)
-                    self._act(hunt, now_ns)
+                    self._end_wait(hunt, now_ns)
                 case State.ASKED:
-                    hunt.reason = "it was asked to end and has not in the time allowed; nothing called for more"
-                    self._end(hunt, Ending.SPARED, now_ns)
+                    reason = "it was asked to end and has not in the time allowed; nothing called for more"
+                    self._let_go(hunt, Ending.SPARED, reason, now_ns)
                 case State.STRUCK | State.OVER:
                     hunt.deadline_ns = None  # the crew has deadlines of its own
 
     # -- one hunt's progress -------------------------------------------------------------------------------
 
     def _begin(self, hunt: Hunt, now_ns: int) -> None:
-        self._open.append(hunt)
+        self._open[hunt.identity] = hunt
         hunt.deadline_ns = now_ns + _LOOK_LIMIT_NS
         self._go_on(hunt, now_ns)
 
-    def _go_on(self, hunt: Hunt, now_ns: int) -> None:
+    def _go_on(self, hunt: Hunt, now_ns: int, *, has_waited: bool = False) -> None:
         """Take the look at it, or ask for one."""
         looked = self._scouts.take(hunt.identity, now_ns)
         if looked is not None:
-            self._on_looked(hunt, looked, now_ns)
+            self._on_looked(hunt, looked, now_ns, has_waited=has_waited)
         elif not self._scouts.ask(hunt.identity, now_ns):
-            self._withdraw(hunt, "it has gone (or there is no descriptor for it)", now_ns)
+            self._let_go(hunt, Ending.UNSEEN, "it has gone (or there is no descriptor for it)", now_ns)
 
-    def _on_looked(self, hunt: Hunt, looked: Looked, now_ns: int) -> None:
+    def _on_looked(self, hunt: Hunt, looked: Looked, now_ns: int, *, has_waited: bool) -> None:
         hunt.handle = looked.handle
         scouting = looked.scouting
+        if scouting is None and looked.problem is not None:
+            self._let_go(hunt, Ending.UNSEEN, looked.problem, now_ns)
+            return
         if scouting is None:
-            self._withdraw(hunt, looked.problem or "it has gone", now_ns)
+            self._withdraw(hunt, "it has gone", now_ns)
             return
         if scouting.process.identity != hunt.identity:
             self._withdraw(hunt, "it has gone, and its pid was given to another process", now_ns)
@@ -295,6 +315,8 @@ class Hunter:
             self._withdraw(hunt, refusal.reason, now_ns)
             return
         hunt.scouting = scouting
+        if has_waited and not self._still_stands(hunt, now_ns):
+            return
         self._handles.watch(looked.handle)
         self._announce(hunt, now_ns)
 
@@ -313,6 +335,18 @@ class Hunter:
         hunt.apply(Move.HOLD)
         hunt.deadline_ns = now_ns + hooks.pre_kill_timeout_ns
 
+    def _still_stands(self, hunt: Hunt, now_ns: int) -> bool:
+        """Whether it is gone on with, as of now. A follower is: its unit is dying already."""
+        objection = None if hunt.follows else self.objector(hunt, now_ns)
+        if objection is not None:
+            self.drop(hunt, objection, now_ns)
+        return objection is None
+
+    def _end_wait(self, hunt: Hunt, now_ns: int) -> None:
+        """The hook has ended, or its time has."""
+        if self._still_stands(hunt, now_ns):
+            self._act(hunt, now_ns)
+
     def _act(self, hunt: Hunt, now_ns: int) -> None:
         if hunt.due.step.kind is StepKind.TERMINATE:
             self._ask(hunt, now_ns)
@@ -326,7 +360,7 @@ class Hunter:
             self._withdraw(hunt, f"it cannot be signalled ({errno.errorcode.get(refused, str(refused))})", now_ns)
             return
         hunt.apply(Move.ASK)
-        hunt.deadline_ns = now_ns + self.plan.timeout_ns
+        hunt.deadline_ns = now_ns + max(self.plan.timeout_ns, _until_kill_ns(hunt.due) + _ESCALATION_GRACE_NS)
         for member in self._others(hunt):
             handle = self._handles.open_life(member.identity)
             if handle is not None:
@@ -371,24 +405,30 @@ class Hunter:
         return tuple(member for member in hunt.members if member.identity != hunt.identity)
 
     def _withdraw(self, hunt: Hunt, reason: str, now_ns: int) -> None:
-        hunt.reason = reason
-        if not hunt.follows:
-            self._voice.skipped(reason, scope=hunt.scope, incident=hunt.incident, hunt=hunt, now_ns=now_ns)
-        self._end(hunt, Ending.WITHDRAWN, now_ns)
+        self._let_go(hunt, Ending.WITHDRAWN, reason, now_ns)
 
-    def _end(self, hunt: Hunt, ending: Ending, now_ns: int) -> None:
+    def _let_go(self, hunt: Hunt, ending: Ending, reason: str, now_ns: int) -> None:
+        """End it without the reaper, and say so: always of one that was announced.
+
+        Of one that could not even be looked at whoever collects it tells: once, for it is tried again soon.
+        """
+        hunt.reason = reason
+        if ending is Ending.LEFT:
+            self._voice.settled(hunt, _outcome_of_leaver(hunt, now_ns), now_ns)
+        elif hunt.announced_ns is not None or not (hunt.follows or ending is Ending.UNSEEN):
+            self._voice.skipped(reason, scope=hunt.scope, incident=hunt.incident, hunt=hunt, now_ns=now_ns)
+        self._end(hunt, ending)
+
+    def _end(self, hunt: Hunt, ending: Ending) -> None:
         hunt.apply(Move.END)
         hunt.ending = ending
         hunt.deadline_ns = None
-        self._open.remove(hunt)
+        del self._open[hunt.identity]
         self._over.append(hunt)
-        if ending is Ending.LEFT:
-            self._voice.settled(hunt, _outcome_of_leaver(hunt, now_ns), now_ns)
-        elif ending is Ending.SPARED:
-            self._voice.skipped(hunt.reason, scope=hunt.scope, incident=hunt.incident, hunt=hunt, now_ns=now_ns)
         if hunt.handle is None:
             return
-        if ending is Ending.SETTLED and hunt.outcome is not None and hunt.outcome.still_dying:
+        is_leaving = hunt.outcome is not None and hunt.outcome.still_dying and not hunt.has_exited
+        if ending is Ending.SETTLED and is_leaving:
             self._bury(hunt.handle, hunt.identity)
         else:
             self._handles.close(hunt.handle)
@@ -402,9 +442,23 @@ class Hunter:
         self._graves[handle] = identity
 
 
+def _object_to_nothing(_hunt: Hunt, _now_ns: int) -> Objection | None:
+    return None
+
+
+def _until_kill_ns(due: DueStep) -> int:
+    """How long after this step the ladder's kill step comes at the latest; 0 when it has none."""
+    after_ns = 0
+    for step in due.rule.then[due.position + 1 :]:
+        after_ns += step.after_ns
+        if step.kind is StepKind.KILL:
+            return after_ns
+    return 0
+
+
 def _outcome_of_leaver(hunt: Hunt, now_ns: int) -> Outcome:
     process = hunt.ranked.process
-    asked_ns = hunt.announced_ns if hunt.announced_ns is not None else hunt.started_ns
+    asked_ns = hunt.signalled_ns or hunt.announced_ns or hunt.started_ns
     return Outcome(
         process.identity.pid,
         process.identity.start_time_ticks,

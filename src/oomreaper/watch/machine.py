@@ -29,6 +29,8 @@ _MOST_CENSUSES = 8
 _KEPT_FILES_OF_MACHINE = 640
 _KEPT_FILES_OF_GROUP = 160
 _FRONT_OF_GROUP, _SHARED_FRONT_OF_GROUP = 32, 8
+# Victims whose files must not be read by a census that is made later; more than can be open and buried at a time.
+_MOST_LEFT_ALONE = 256
 
 
 class LinuxMachine:
@@ -48,6 +50,7 @@ class LinuxMachine:
         self._handles = handles
         self._censuses: dict[str, tuple[Census, Population]] = {}
         self._profiles_asked: set[Identity] = set()
+        self._left_alone: dict[Identity, None] = {}  # an ordered set
         self._reclaiming: deque[int | None] = deque()  # pidfds, in the order in which they were handed over
 
     def scopes(self) -> list[str]:
@@ -56,6 +59,8 @@ class LinuxMachine:
 
     def read(self, scope: str, now_ns: int) -> ScopeSample | None:
         """Its numbers; None when it has gone, or cannot be read now."""
+        for identity in [it for it in self._left_alone if not self._crew.has_served(it)]:
+            self.readmit(identity)  # that life is over, and its pid may be somebody's by now
         return self._sources.read(scope, now_ns)
 
     def census(self, scope: str) -> Census:
@@ -77,6 +82,8 @@ class LinuxMachine:
             shared_front=32 if is_machine else _SHARED_FRONT_OF_GROUP,
             kept_files=_KEPT_FILES_OF_MACHINE if is_machine else _KEPT_FILES_OF_GROUP,
         )
+        for identity in self._left_alone:
+            census.forget(identity)
         self._censuses[scope] = (census, population)
         return census
 
@@ -141,12 +148,16 @@ class LinuxMachine:
         return self._crew.has_served(identity)
 
     def leave_alone(self, identity: Identity) -> None:
-        """It is a victim: nothing of it is read any more."""
+        """It is a victim: nothing of it is read any more, by a census that is made later neither."""
+        if len(self._left_alone) >= _MOST_LEFT_ALONE:
+            del self._left_alone[next(iter(self._left_alone))]
+        self._left_alone[identity] = None
         for census, _ in self._censuses.values():
             census.forget(identity)
 
     def readmit(self, identity: Identity) -> None:
         """It was not a victim after all."""
+        self._left_alone.pop(identity, None)
         for census, _ in self._censuses.values():
             census.readmit(identity)
 

@@ -223,6 +223,11 @@ class Outlet:
         """The descriptors of those who are connected."""
         return frozenset(self._clients)
 
+    @property
+    def client_pids(self) -> frozenset[int]:
+        """Who is connected, by the pid that connected."""
+        return frozenset(client.pid for client in self._clients.values())
+
     def statistics(self) -> Statistics:
         """The counts."""
         return Statistics(

@@ -27,6 +27,10 @@ _LIMIT_NS = 20_000_000_000
 # No plan is larger: the file it comes from is at most 1 MiB, and its patterns grow by a few characters each.
 _LONGEST_PLAN_BYTES = 4 << 20
 _CHUNK_BYTES = 65_536
+# At our own end; a killed process leaves within 1 ms.
+_LAST_WAIT_MS = 100
+# How often a command that has closed its pipe is looked after until it has gone.
+_BURY_EVERY_NS = 10_000_000
 
 
 class Reloader(Service):
@@ -37,14 +41,15 @@ class Reloader(Service):
         on_fault: Called with what is wrong, in words; the old plan stays.
     """
 
+    name = "reload"
+
     def __init__(self, on_plan: Callable[[Plan, int], None], on_fault: Callable[[str, int], None]) -> None:
         self._on_plan = on_plan
         self._on_fault = on_fault
         self._pid: int | None = None
-        self._pidfd: int | None = None
         self._pipe: int | None = None
         self._content = bytearray()
-        self._deadline_ns = 0
+        self._deadline_ns = self._bury_ns = 0
         self._is_wanted_again = False
         self._runs = 0
 
@@ -63,7 +68,7 @@ class Reloader(Service):
             self._on_fault(f"no process could be started to read it: {error.strerror}", now_ns)
             return
         self._runs += 1
-        self._deadline_ns = now_ns + _LIMIT_NS
+        self._deadline_ns = self._bury_ns = now_ns + _LIMIT_NS
 
     def _spawn(self, command: tuple[str, ...]) -> None:
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -96,18 +101,19 @@ class Reloader(Service):
 
     def next_deadline_ns(self) -> int | None:
         """Until when the command may take."""
-        return self._deadline_ns if self._pid is not None else None
+        if self._pid is None:
+            return None
+        return self._deadline_ns if self._pipe is not None else self._bury_ns
 
     def on_time(self, now_ns: int) -> None:
         """End a command that takes too long; see whether one has ended."""
         if self._pid is None:
             return
-        if self._pipe is None:
-            self._bury(now_ns)
-        elif now_ns >= self._deadline_ns:
+        if now_ns >= self._deadline_ns:
             self._close_pipe()
             os.kill(self._pid, signal.SIGKILL)  # our own child, not waited for
             self._content = bytearray()
+        if self._pipe is None and now_ns >= self._bury_ns:
             self._bury(now_ns)
 
     def close(self) -> None:
@@ -116,8 +122,13 @@ class Reloader(Service):
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
+            poll = select.poll()
+            for _ in range(_LAST_WAIT_MS):  # one that stands in the kernel is left to init
+                with contextlib.suppress(ChildProcessError):
+                    if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+                        poll.poll(1)
+                        continue
+                break
             self._pid = None
 
     def _on_readable(self, _mask: int, now_ns: int) -> None:
@@ -142,7 +153,7 @@ class Reloader(Service):
         except ChildProcessError:
             pid, status = self._pid, -1
         if pid == 0:
-            self._deadline_ns = now_ns + 1_000_000
+            self._bury_ns = now_ns + _BURY_EVERY_NS
             return
         content, self._content, self._pid = bytes(self._content), bytearray(), None
         self._judge(status, content, now_ns)

@@ -55,7 +55,7 @@ class Scouts:
         crew: Does the looking.
         open_handle: Opens a pidfd; None when there is no such process, or no descriptor to be had.
         close_handle: Closes one.
-        limit: How many candidates are kept at most.
+        limit: How many candidates are kept at most; a victim that must be looked at now is let in besides.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class Scouts:
     def want(self, identities: Iterable[Identity], now_ns: int) -> None:
         """See to it that there is a fresh look at each; the rest is let go of after a while."""
         for identity in identities:
-            self._ask(identity, now_ns)
+            if identity in self._candidates or self._has_room():
+                self._ask(identity, now_ns)
         for identity, candidate in list(self._candidates.items()):
             if not candidate.is_asked and now_ns - candidate.wanted_ns > _IDLE_NS:
                 self._forget(identity)
@@ -91,7 +92,7 @@ class Scouts:
         return Looked(identity, candidate.handle, candidate.scouting, candidate.problem)
 
     def ask(self, identity: Identity, now_ns: int) -> bool:
-        """Have a process looked at now; False when there is no pidfd for it."""
+        """Have a process looked at now, whatever the limit; False when there is no pidfd for it."""
         return self._ask(identity, now_ns, renew_ns=0)
 
     def on_scouted(self, handle: int, scouted: Scouted, now_ns: int) -> Identity | None:
@@ -128,6 +129,11 @@ class Scouts:
             candidate.asked_ns = now_ns
             self._crew.scout(identity.pid, candidate.handle, now_ns)
         return True
+
+    def _has_room(self) -> bool:
+        """Whether there is, or can be, a place for one more: whoever is being looked at keeps his."""
+        candidates = self._candidates.values()
+        return len(candidates) < self._limit or not all(candidate.is_asked for candidate in candidates)
 
     def _make_room(self) -> None:
         if len(self._candidates) < self._limit:

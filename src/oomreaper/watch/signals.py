@@ -25,6 +25,8 @@ class Signals(Service):
         on_reload: Called with the time for SIGHUP.
     """
 
+    name = "signals"
+
     def __init__(self, on_end: Callable[[int, int], None], on_reload: Callable[[int], None]) -> None:
         self._on_end = on_end
         self._on_reload = on_reload

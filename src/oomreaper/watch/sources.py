@@ -100,7 +100,8 @@ class Sources(Service):
         self._triggers: dict[psi.Kind, psi.Trigger] = {}
         self._scopes: dict[str, _Scope] = {}
         self._by_event: dict[int, tuple[str, GroupEvents]] = {}
-        self._generation = 0
+        self._event_hints: dict[int, Hint] = {}
+        self.version = self._trigger_key = 0  # ``version`` counts the changes of ``hints``
         self._machine_sample: ScopeSample | None = None
         self._walk_ns = self._refresh_ns = self._step_ns = 0
         self._within = plan.within
@@ -122,6 +123,7 @@ class Sources(Service):
         self._discovery: memcg_tree.Discovery | None = None
         for scope in [scope for scope in self._scopes if not self._is_wanted(scope)]:
             self._drop(scope)
+            self._on_gone(scope)  # whoever remembers when it is to be looked at next must not
         if rules and self._mount is not None:
             self._discovery = memcg_tree.Discovery(self._mount, self._total_bytes, self._is_wanted)
         self._walk_ns = now_ns
@@ -164,10 +166,8 @@ class Sources(Service):
 
     def hints(self) -> dict[int, Hint]:
         """The descriptors that give hints."""
-        hints = {it.fileno(): Hint(("psi", self._generation), select.EPOLLPRI) for it in self._triggers.values()}
-        for fileno, (_, event) in self._by_event.items():
-            mask = select.EPOLLPRI if event.poll_events == select.POLLPRI else select.EPOLLIN
-            hints[fileno] = Hint(("group", id(event)), mask)
+        hints = {it.fileno(): Hint(("psi", self._trigger_key), select.EPOLLPRI) for it in self._triggers.values()}
+        hints.update(self._event_hints)
         return hints
 
     def on_hint(self, fileno: int, mask: int, now_ns: int) -> str | None:
@@ -190,9 +190,10 @@ class Sources(Service):
             return scope if event.drain() else None
         except GroupGoneError:
             self._on_group_gone(scope, now_ns)
+            return None  # there is nothing left to look at, and whoever looked would remember it for ever
         except OSError as error:
             self._tell_once(f"the events of {scope} cannot be read: {error.strerror}", now_ns)
-            self._by_event.pop(fileno, None)
+            self._forget_event(fileno)
         return scope
 
     def next_deadline_ns(self) -> int | None:
@@ -245,7 +246,7 @@ class Sources(Service):
             raise KernelError(f"the memory cgroup {scope} cannot be watched: {error}") from error
         self._stand_in_events = self._open_events(self._stand_in.directory, self._stand_in.version, 0)
         for event in self._stand_in_events:
-            self._by_event[event.fileno()] = (MACHINE, event)
+            self._keep_event(MACHINE, event)
 
     def _read_machine(self, now_ns: int) -> ScopeSample:
         sample = self._machine_sample = self._machine.read(now_ns)
@@ -275,10 +276,12 @@ class Sources(Service):
                 )
             else:
                 self._triggers[kind] = trigger
+                self.version += 1
 
     def _lose_trigger(self, kind: psi.Kind, now_ns: int) -> None:
         trigger = self._triggers.pop(kind)
-        self._generation += 1  # its number may come back as another's
+        self.version += 1
+        self._trigger_key += 1  # its number may come back as another's
         try:
             trigger.rearm()
         except OSError as error:
@@ -286,6 +289,7 @@ class Sources(Service):
             self._tell_once(f"memory pressure gives no more hints: {error.strerror}", now_ns)
         else:
             self._triggers[kind] = trigger
+            self.version += 1
 
     def _refresh(self, now_ns: int) -> None:
         self._machine.refresh()
@@ -313,7 +317,11 @@ class Sources(Service):
             self._walk_ns = now_ns + _WALK_EVERY_NS
 
     def _add(self, group: Group, now_ns: int) -> None:
+        if group.scope in self._scopes:  # known before the plan was changed
+            return
         if len(self._scopes) >= _MOST_GROUPS:
+            if self._discovery is not None:
+                self._discovery.forget(group.scope)  # there may be room at the next walk
             self._tell_once(f"only {_MOST_GROUPS} control groups are watched; narrow the scope of the rules", now_ns)
             return
         top = self._mount.directory if self._mount is not None else None
@@ -328,7 +336,7 @@ class Sources(Service):
         events = self._open_events(group.directory, group.version, now_ns)
         self._scopes[group.scope] = _Scope(group.directory, memory, events)
         for event in events:
-            self._by_event[event.fileno()] = (group.scope, event)
+            self._keep_event(group.scope, event)
 
     def _open_events(self, directory: str, version: int, now_ns: int) -> list[GroupEvents]:
         openers: list[Callable[[], GroupEvents]] = (
@@ -363,8 +371,19 @@ class Sources(Service):
         if watched is None:
             return
         for event in watched.events:
-            self._by_event.pop(event.fileno(), None)
+            self._forget_event(event.fileno())
         watched.close()
+
+    def _keep_event(self, scope: str, event: GroupEvents) -> None:
+        self.version += 1
+        mask = select.EPOLLPRI if event.poll_events == select.POLLPRI else select.EPOLLIN
+        self._by_event[event.fileno()] = (scope, event)
+        self._event_hints[event.fileno()] = Hint(("group", self.version), mask)
+
+    def _forget_event(self, fileno: int) -> None:
+        self.version += 1
+        self._by_event.pop(fileno, None)
+        self._event_hints.pop(fileno, None)
 
     def _tell_once(self, text: str, now_ns: int) -> None:
         if text not in self._told:

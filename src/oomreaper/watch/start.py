@@ -7,14 +7,16 @@ and locked, what is not needed any more is given up; only then is the service ma
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import sys
+import resource
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from oomreaper.errors import KernelError, OomreaperError
+from oomreaper.errors import BrokenPromiseError, KernelError, OomreaperError
 from oomreaper.linux import privileges, proc, resident
+from oomreaper.linux.interpreter import fill_standard_descriptors
 from oomreaper.linux.notify import VARIABLES, Notifier
 from oomreaper.model.plan import MACHINE
 from oomreaper.policy import explain
@@ -23,13 +25,14 @@ from oomreaper.reaper.worker.pool import Pool
 from oomreaper.watch.actors import Enforcer, Pretender
 from oomreaper.watch.candidates import Candidates
 from oomreaper.watch.companions import Companion
+from oomreaper.watch.guard import describe, trace
 from oomreaper.watch.handles import Handles
 from oomreaper.watch.hunter import Hunter
-from oomreaper.watch.log import ERROR, INFO, Log
+from oomreaper.watch.log import ERROR, INFO, WARNING, Log
 from oomreaper.watch.loop import Loop, Service
 from oomreaper.watch.machine import LinuxMachine
 from oomreaper.watch.outlet import Outlet
-from oomreaper.watch.plan import decode_plan
+from oomreaper.watch.plan import LARGEST_PLAN_BYTES, decode_plan
 from oomreaper.watch.rehearsal import rehearse
 from oomreaper.watch.reload import Reloader
 from oomreaper.watch.scouts import Scouts
@@ -53,8 +56,15 @@ _START_LIMIT_NS = 10 * _SECOND
 _LAST_WAIT_NS = 300 * _MS
 _WARM_UP_ROUNDS = 2
 _STATUS_EVERY_NS = 30 * _SECOND
-_CHUNK_BYTES = 65_536
 _ROOT_UID = 0
+_STDERR = 2
+# How long hooks' clerk may take to listen before READY: it is a Python of its own. Without it the kills go on.
+_CLERK_LIMIT_NS = 2 * _SECOND
+_CLERK_LOOK_NS = 10 * _MS
+# Descriptors wanted: the kept files of nine censuses, 256 groups with ten each, and some. Not more: a hook inherits it.
+_DESCRIPTORS = 16_384
+# With 48 a bystander that had come first was seen, and the hog was not; 64 sufficed for two processes (2026-11).
+_FEWEST_DESCRIPTORS = 128
 
 
 class Daemon:
@@ -68,7 +78,7 @@ class Daemon:
     def __init__(self, plan: Plan, *, is_dry_run: bool) -> None:
         self.plan = plan
         now_ns = time.monotonic_ns()
-        self._log = Log(sys.stderr.fileno(), os.environ.get("JOURNAL_STREAM"))
+        self._log = Log(_STDERR, os.environ.get("JOURNAL_STREAM"))
         self._notifier = Notifier.from_environment(os.environ)
         for name in VARIABLES:
             os.environ.pop(name, None)
@@ -81,7 +91,11 @@ class Daemon:
         self._sources = Sources(plan, self._proc, on_trouble=self._on_trouble, on_gone=self._on_group_gone)
         self._machine = LinuxMachine(self._proc, sources=self._sources, crew=self.crew, handles=self._handles)
         self._scouts = Scouts(self.crew, self._handles.open, self._handles.close)
-        actor = Pretender() if is_dry_run else Enforcer(self.crew, self._sources.directory_of)
+        actor: Enforcer | Pretender = (
+            Pretender()
+            if is_dry_run
+            else Enforcer(self.crew, self._sources.directory_of, within_directory=self._sources.within_directory)
+        )
         self._is_dry_run = is_dry_run
         self._clerk = Companion(self._on_trouble)
         self.hunter = Hunter(
@@ -129,7 +143,8 @@ class Daemon:
             sources=self._sources,
             outlet=self._outlet,
             on_request=self._on_request,
-            services=(self._signals, self._sources, self._reloader, self._clerk, self._pulse),
+            on_trouble=self._on_trouble,
+            services=(self._signals, self._sources, self._reloader, self._clerk, self._pulse, _Flusher(self._log)),
         )
         self._started_ns = now_ns
 
@@ -141,24 +156,31 @@ class Daemon:
         Raises:
             KernelError: Something without which nobody can be killed here.
         """
+        self.watcher.may_act = False  # a victim of the warm-up would be taken in silence, and by cold hands
         self._outlet.open()
+        _raise_descriptor_limit()
         resident.be_prompt()
+        self._give_up_rights()  # before anybody is started: whoever is forked has no more than we keep
+        self._clerk.adopt(self.plan.clerk, time.monotonic_ns())
         resident.settle_heap()
         self.crew.start(time.monotonic_ns())
-        if not self._drive(lambda: self.crew.is_ready, _START_LIMIT_NS):
+        if not self._drive(lambda: self.crew.is_ready or self._loop.is_over, _START_LIMIT_NS):
             raise KernelError(
                 "no reaper worker could be started: see oomreaper doctor; free memory or raise RLIMIT_NPROC"
             )
-        self._clerk.adopt(self.plan.clerk, time.monotonic_ns())
+        if self._loop.is_over:
+            return
         for text in self._rehearse():
             self._log.write(f"not warmed up: {text}")
         self._warm_up()
         resident.settle_heap()
         residency = resident.become_resident()
-        if os.geteuid() == _ROOT_UID:
-            privileges.drop_privileges()
         if not residency.is_locked:
             self._log.write("its memory is not locked: see oomreaper doctor (RLIMIT_MEMLOCK)")
+        self._await_clerk()
+        if self._loop.is_over:
+            return
+        self.watcher.may_act = True
         self._notifier.ready(self._describe_status())
         took_ms = (time.monotonic_ns() - self._started_ns) // _MS
         what = "watching (dry run: nobody is signalled)" if self._is_dry_run else "watching"
@@ -167,16 +189,23 @@ class Daemon:
         self._log.write(f"{what}{where} by {settings}; ready after {took_ms} ms", INFO)
 
     def run(self) -> None:
-        """Watch until a signal ends it."""
-        self._loop.run()
-        self._wait_for_the_last()
+        """Watch until a signal ends it.
+
+        Raises:
+            Exception: A fault of ours; what stood open is recorded all the same.
+        """
+        try:
+            self._loop.run()
+            self._notifier.stopping()
+            self._wait_for_the_last()
+        finally:
+            self._tell_what_is_open()
 
     def close(self) -> None:
         """Let go of everything; also after a start that failed."""
-        self._notifier.stopping()
-        self._clerk.close()
         self._reloader.close()
         self._pool.close()
+        self._clerk.close()
         self._scouts.close()
         self._handles.close_all()
         self._machine.close()
@@ -216,6 +245,7 @@ class Daemon:
         """
         assert self._is_dry_run
         self._speaker.is_silent = True
+        self.watcher.may_act = False
         self.crew.start(time.monotonic_ns())
         if not self._drive(lambda: self.crew.is_ready, _START_LIMIT_NS):
             raise KernelError("no reaper worker could be started: see oomreaper doctor")
@@ -265,15 +295,26 @@ class Daemon:
         self._reloader.start(self.plan.recompile, now_ns)
 
     def _on_plan(self, plan: Plan, now_ns: int) -> None:
-        if plan.within != self.plan.within or plan.events_path != self.plan.events_path:
+        before = self.plan
+        if plan.within != before.within or plan.events_path != before.events_path:
             self._on_trouble("within and events are taken over at the next start, not by a reload", now_ns)
-            plan = plan._replace(within=self.plan.within, events_path=self.plan.events_path)
+            plan = plan._replace(within=before.within, events_path=before.events_path)
+        if make_settings(plan) != make_settings(before):
+            self._on_trouble("attempts, their time and core dumps are as before until the next start", now_ns)
+        try:
+            self._adopt(plan, now_ns)
+        except Exception as error:  # noqa: BLE001 - whatever a plan may do wrong: the old one has worked
+            self._adopt(before, now_ns)
+            self._on_bad_plan(f"the new plan cannot be used ({describe(error)}); the old one stays", now_ns)
+            return
+        self._log.write(f"the configuration was read again: {plan.config_path}", INFO)
+        self._notifier.ready(self._describe_status())
+
+    def _adopt(self, plan: Plan, now_ns: int) -> None:
         self.plan = plan
         self.watcher.adopt(plan)
         self._sources.adopt(plan, now_ns)
         self._clerk.adopt(plan.clerk, now_ns)
-        self._log.write(f"the configuration was read again: {plan.config_path}", INFO)
-        self._notifier.ready(self._describe_status())
 
     def _on_bad_plan(self, text: str, now_ns: int) -> None:
         self._speaker.warning(text, scope=None, incident=None, now_ns=now_ns)
@@ -286,12 +327,46 @@ class Daemon:
         self.watcher.forget_scope(scope)
 
     def _wait_for_the_last(self) -> None:
-        """Victims that are being reaped get their record, or a line that says why they have none."""
+        """Victims that are being reaped get their record; nobody else is taken any more: a plan without rules."""
+        self.watcher.adopt(self.plan._replace(rules=()))
         self._drive(lambda: not self.crew.open_victims, _LAST_WAIT_NS)
+
+    def _tell_what_is_open(self) -> None:
+        """For those that have no record: a line that says why."""
         now_ns = time.monotonic_ns()
         for hunt in self.hunter.open_hunts:
             text = f"the watcher ended while process {hunt.identity.pid} {hunt.state.value}"
             self._speaker.warning(text, scope=hunt.scope, incident=hunt.incident, now_ns=now_ns)
+
+    # -- being ready ---------------------------------------------------------------------------------------
+
+    def _give_up_rights(self) -> None:
+        """An ordinary user's hooks keep his umask; root's files are nobody else's."""
+        is_root = os.geteuid() == _ROOT_UID
+        umask = os.umask(0o077)
+        kept = privileges.drop_privileges()
+        if not is_root:
+            os.umask(umask)
+        for problem in kept.problems:
+            self._log.write(f"a right that is not needed could not be given up: {problem}", WARNING)
+        if is_root and kept.missing:
+            what = "; ".join(f"{name} ({privileges.NEEDED[name]})" for name in sorted(kept.missing))
+            self._log.write(f"not granted, so missing: {what}", WARNING)
+
+    def _await_clerk(self) -> None:
+        """Until it listens: it ignores what was told before it began."""
+        limit_ns = time.monotonic_ns() + _CLERK_LIMIT_NS
+        while self._clerk.pid is not None and not self._loop.is_over:
+            if self._clerk.pid in self._outlet.client_pids:
+                return
+            now_ns = self._loop.wait(_CLERK_LOOK_NS)
+            self._clerk.on_time(now_ns)
+            if now_ns >= limit_ns:
+                break
+        if self._clerk.is_wanted and not self._loop.is_over:
+            self._log.write(
+                "the clerk, which runs the hooks, does not listen yet; hooks run as soon as it does", WARNING
+            )
 
     # -- telling -------------------------------------------------------------------------------------------
 
@@ -314,8 +389,22 @@ class Daemon:
         }
 
 
+class _Flusher(Service):
+    """What the log could not write at once is tried again each second, by the way."""
+
+    name = "log"
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def on_time(self, _now_ns: int) -> None:
+        self._log.flush()
+
+
 class _Pulse(Service):
     """The service manager's watchdog and status line."""
+
+    name = "service manager"
 
     def __init__(self, notifier: Notifier, describe: Callable[[], str]) -> None:
         self._notifier = notifier
@@ -344,28 +433,77 @@ def make_settings(plan: Plan) -> Settings:
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """The watcher's whole life: ``arguments`` are the plan's descriptor and perhaps --dry-run."""
+    """The watcher's whole life: ``arguments`` are the plan's descriptor and perhaps --dry-run.
+
+    Ends with 0 when it was asked to end, and with what its errors say otherwise: 3 for the kernel's refusals, 70 for
+    a fault of ours. Every error is told in lines of the log, and whatever it was, no worker stays behind.
+    """
+    fill_standard_descriptors()
     status = 0
     daemon = None
     try:
-        plan = decode_plan(_read_all(int(arguments[0])))
-        daemon = Daemon(plan, is_dry_run="--dry-run" in arguments[1:])
+        daemon = Daemon(_read_plan(arguments), is_dry_run="--dry-run" in arguments[1:])
         daemon.start()
         daemon.run()
-    except OomreaperError as error:
-        Log(sys.stderr.fileno(), os.environ.get("JOURNAL_STREAM")).write(f"oomreaper: {error}", ERROR)
-        status = error.exit_status
     except KeyboardInterrupt:
         status = 130
+    except Exception as error:  # noqa: BLE001 - the last frame of this process: whatever it was, it is said
+        status = _tell_end(error)
     finally:
         if daemon is not None:
-            daemon.close()
+            try:
+                daemon.close()
+            except Exception as error:  # noqa: BLE001 - as above
+                status = status or _tell_end(error)
     raise SystemExit(status)
 
 
-def _read_all(descriptor: int) -> bytes:
-    content = bytearray()
-    while chunk := os.read(descriptor, _CHUNK_BYTES):
-        content += chunk
-    os.close(descriptor)
-    return bytes(content)
+def _tell_end(error: Exception) -> int:
+    """Say why it ends; its exit status."""
+    log = Log(_STDERR, os.environ.get("JOURNAL_STREAM"))
+    if isinstance(error, OomreaperError) and not isinstance(error, BrokenPromiseError):
+        log.write(f"oomreaper: {error}", ERROR)
+        status = error.exit_status
+    elif isinstance(error, OSError | MemoryError):
+        log.write(f"oomreaper: the kernel refused what is needed here: {describe(error)}", ERROR)
+        status = KernelError.exit_status
+    else:
+        log.write(f"oomreaper: a fault of ours, please report it: {describe(error)}", ERROR)
+        for line in trace(error):
+            log.write(f"oomreaper:   at {line}", ERROR)
+        status = BrokenPromiseError.exit_status
+    log.close()
+    return status
+
+
+def _read_plan(arguments: list[str]) -> Plan:
+    """The plan out of the sealed memory file that the command has left open.
+
+    Raises:
+        BrokenPromiseError: There is none: what anybody could still change, or that never ends, is not read.
+    """
+    try:
+        descriptor = int(arguments[0])
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        if not seals & fcntl.F_SEAL_WRITE:
+            raise ValueError("it is not sealed")
+        content = os.pread(descriptor, LARGEST_PLAN_BYTES + 1, 0)
+        plan = decode_plan(content)
+        os.close(descriptor)
+    except (ValueError, IndexError, OSError, OverflowError) as error:
+        raise BrokenPromiseError(
+            f"the watcher was started without a sound plan ({error}); start it by: oomreaper run"
+        ) from error
+    return plan
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _FEWEST_DESCRIPTORS:
+        raise KernelError(
+            f"it may have only {hard} descriptors open, and would not see every process: a smaller one could die for "
+            f"a larger. Allow it {_FEWEST_DESCRIPTORS} at least (RLIMIT_NOFILE, LimitNOFILE=)"
+        )
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from oomreaper.watch.watcher import Watcher
 
 
+# What comes of one thing may bring the next. What is left after so many is seen to a moment later, at the next look.
+_ROUNDS = 16
+
+
 class Pending(Protocol):
     """An actor that has something to tell by itself."""
 
@@ -78,6 +82,7 @@ class Team:
 
     def on_exit(self, handle: int, now_ns: int) -> None:
         """The process that a watched pidfd names has ended."""
+        self._bring(now_ns)  # that it was signalled is told before that it ended
         for hunt in self.hunter.open_hunts:
             if hunt.handle == handle and hunt.state is State.STRUCK:
                 self.crew.on_victim_exit(hunt.identity, now_ns)
@@ -87,21 +92,13 @@ class Team:
             self.crew.forget(identity)
 
     def collect(self, now_ns: int) -> None:
-        """Bring to each what the other has for it."""
-        while True:
-            scouted = self.crew.take_scouted()
-            for handle, answer in scouted:
-                identity = self._scouts.on_scouted(handle, answer, now_ns)
-                if identity is not None:
-                    self.hunter.on_scouted(identity, now_ns)
-            events = [*self.crew.take_events(), *self._actor.take_events()]
-            for event in events:
-                self.hunter.on_event(event, now_ns)
-            if not scouted and not events:
-                break
+        """Bring to each what the other has for it, until nobody has anything left."""
         self._tell_of_side_jobs(now_ns)
         self._candidates.on_profiled(self._answers.take_profiled())
-        self.watcher.settle(now_ns)
+        for _ in range(_ROUNDS):
+            has_come = self._bring(now_ns)
+            if not self.watcher.settle(now_ns) and not has_come:
+                break
 
     def drive(self, is_done: Callable[[], bool], wait: Callable[[int | None], int], limit_ns: int) -> bool:
         """Go on until something is so, or until ``limit_ns``; ``wait`` waits as long as it is told, and says when."""
@@ -115,8 +112,22 @@ class Team:
             self.on_time(now_ns)
         return True
 
+    def _bring(self, now_ns: int) -> bool:
+        """Bring the crew's looks and events to the hunter; whether there were any."""
+        scouted = self.crew.take_scouted()
+        for handle, answer in scouted:
+            identity = self._scouts.on_scouted(handle, answer, now_ns)
+            if identity is not None:
+                self.hunter.on_scouted(identity, now_ns)
+        events = [*self.crew.take_events(), *self._actor.take_events()]
+        for event in events:
+            self.hunter.on_event(event, now_ns)
+        return bool(scouted or events)
+
     def _tell_of_side_jobs(self, now_ns: int) -> None:
         for killed in self.crew.take_unit_killed():
+            if not killed.killed_count and not killed.refused:
+                continue  # all had gone
             text = f"{killed.killed_count} more processes were killed with it"
             if killed.refused:
                 text += f"; left out: {'; '.join(killed.refused[:8])}"

@@ -91,5 +91,6 @@ class Speaker:
         self._last.append(record.fields)
 
 
-def _moment(now_ns: int) -> Moment:
-    return Moment(time.time_ns(), now_ns)
+def _moment(at_ns: int) -> Moment:
+    """A moment of the monotonic clock, which may be a little while ago: a signal is told of when its worker answers."""
+    return Moment(time.time_ns() - (time.monotonic_ns() - at_ns), at_ns)

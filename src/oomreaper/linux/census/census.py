@@ -100,6 +100,7 @@ class Census:
         self._turn: list[int] = []
         self._listed_ns: int | None = None
         self._has_swept = False
+        self._largest: tuple[int, list[Entry]] | None = None
         self._looks = 0
         self._sweeps = 0
         self._listings = 0
@@ -107,6 +108,7 @@ class Census:
     def sweep(self, now_ns: int, *, is_swap_used: bool = False) -> None:
         """Read everybody, and elect the front anew: about 10 us a process, 40 for one not met before."""
         self._begin(now_ns, is_swap_used=is_swap_used)
+        self._largest = None
         self._sweeps += 1
         table = self._table
         table.explained_bytes = 0
@@ -130,6 +132,7 @@ class Census:
     def look(self, now_ns: int, *, budget: int, is_swap_used: bool = False) -> None:
         """Read the front, meet the newborn, and visit ``budget`` of the others. With 0, only what a decision needs."""
         self._begin(now_ns, is_swap_used=is_swap_used)
+        self._largest = None
         self._looks += 1
         self._has_swept = False
         self._table.explained_bytes = 0
@@ -160,7 +163,9 @@ class Census:
         entries = self._table.entries
         if largest is None:
             return [entry.sample or entry.make_sample() for entry in entries.values() if not entry.is_kernel_thread]
-        chosen = {entry.pid: entry for entry in heapq.nlargest(largest, entries.values(), key=_gain_bytes)}
+        if self._largest is None or self._largest[0] != largest:
+            self._largest = (largest, heapq.nlargest(largest, entries.values(), key=_gain_bytes))
+        chosen = {entry.pid: entry for entry in self._largest[1] if entries.get(entry.pid) is entry}
         chosen.update(self._front.members)
         chosen.update((entry.pid, entry) for entry in self._table.young if entries.get(entry.pid) is entry)
         return [entry.sample or entry.make_sample() for entry in chosen.values() if not entry.is_kernel_thread]
