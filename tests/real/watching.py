@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.interpreters import SOURCE
+from tests.victims import processes
+from tests.victims.cgroups import own_directory
 from tests.victims.processes import wait_until
 from tests.victims.program import MIB
 from tests.victims.surroundings import own_cgroup
@@ -43,7 +45,7 @@ print("full", flush=True)
 time.sleep({stay})
 """
 IDLE = """
-held = bytearray(b"x" * ({mib} << 20))
+held = [bytearray(b"x" * (1 << 20)) for _ in range({mib})]
 print("idle", flush=True)
 time.sleep({stay})
 """
@@ -84,11 +86,22 @@ class Group:
         self.limit_bytes = limit_bytes
         self.members: list[Member] = []
 
+    def command(self, program: str) -> list[str]:
+        """The command line of a Python that enters the group and runs ``program``."""
+        code = _PREAMBLE.format(procs=str(self.directory / "cgroup.procs")) + program
+        return [sys.executable, "-I", "-S", "-c", code]
+
     def start(self, program: str, *, argv: Sequence[str] = (), **options: Any) -> Member:
         """A Python process that enters the group and runs ``program``; its stdout is the member's words."""
-        code = _PREAMBLE.format(procs=str(self.directory / "cgroup.procs")) + program
+        process = subprocess.Popen([*self.command(program), *argv], stdout=subprocess.PIPE, text=True, **options)
+        member = Member(process)
+        self.members.append(member)
+        return member
+
+    def start_outside(self, program: str, *, argv: Sequence[str] = (), **options: Any) -> Member:
+        """A Python process that does not enter the group."""
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code, *argv], stdout=subprocess.PIPE, text=True, **options
+            [sys.executable, "-I", "-S", "-c", program, *argv], stdout=subprocess.PIPE, text=True, **options
         )
         member = Member(process)
         self.members.append(member)
@@ -104,10 +117,65 @@ class Group:
         """Somebody who takes so much; ``prelude`` runs before."""
         return self.start(prelude + HOG.format(mib=mib, pause=pause_s, stay=LIMIT_SECONDS), **options)
 
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be in the group ourselves meanwhile, so that what is staged then is born into it; before a watcher runs.
+
+        Memory stays charged where it was first touched (kernels of late move no charges), so a victim has to be inside
+        before it takes any.
+        """
+        outside = own_directory("memory")
+        assert outside is not None
+        (self.directory / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        try:
+            yield
+        finally:
+            (outside / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+
+    @contextlib.contextmanager
+    def inner(self, name: str, limit_mib: int | None = None) -> Iterator[Group]:
+        """A group below this one, with a limit of its own or without; the kernel's killer is off there too."""
+        directory = self.directory / name
+        directory.mkdir()
+        if limit_mib is not None:
+            (directory / "memory.limit_in_bytes").write_text(str(limit_mib * MIB), encoding="ascii")
+            (directory / "memory.oom_control").write_text("1", encoding="ascii")
+        group = Group(directory, f"{self.scope}/{name}", limit_mib * MIB if limit_mib is not None else self.limit_bytes)
+        try:
+            yield group
+        finally:
+            group.end_members()
+            wait_until(lambda: not (directory / "cgroup.procs").read_text(encoding="ascii").split(), 10)
+            wait_until(lambda: _has_removed(directory), 10)
+
     @property
     def used_bytes(self) -> int:
         """What is charged to the group."""
         return int((self.directory / "memory.usage_in_bytes").read_text(encoding="ascii"))
+
+    @property
+    def used_with_swap_bytes(self) -> int:
+        """What is charged to the group, what of it is swapped out included."""
+        return int((self.directory / "memory.memsw.usage_in_bytes").read_text(encoding="ascii"))
+
+    @property
+    def is_under_oom(self) -> bool:
+        """Whether somebody hangs at the limit now."""
+        return "under_oom 1" in (self.directory / "memory.oom_control").read_text(encoding="ascii")
+
+    @property
+    def pids(self) -> list[int]:
+        """Who is in it, in ascending order."""
+        return sorted(int(word) for word in (self.directory / "cgroup.procs").read_text(encoding="ascii").split())
+
+    def _has_emptied(self) -> bool:
+        """Kill whoever was born into the group; nobody is in it but those that the test started, and their children."""
+        pids = set(self.pids) - {0, os.getpid()}
+        for pid in pids:
+            start_time = processes.start_time_ticks(pid)
+            if pid in self.pids:  # the start time is of a member
+                processes.kill_exactly(pid, start_time)
+        return not pids
 
     def end_members(self) -> None:
         """Kill and wait for whoever is left of those that were started."""
@@ -115,6 +183,7 @@ class Group:
         for member in self.members:
             if member.is_alive:
                 member.process.kill()
+        wait_until(self._has_emptied, LIMIT_SECONDS)
         for member in self.members:
             member.process.wait(LIMIT_SECONDS)
             if member.process.stdout is not None:
@@ -122,10 +191,13 @@ class Group:
 
 
 @contextlib.contextmanager
-def memory_group(limit_mib: int, *, is_kernel_killer_on: bool = False) -> Iterator[Group]:
-    """A group of our own with a limit."""
+def memory_group(limit_mib: int, *, swap_mib: int = 0, is_kernel_killer_on: bool = False) -> Iterator[Group]:
+    """A group of our own with a limit, and so much swap at most, whatever the machine has (or other runs)."""
     with own_cgroup("memory") as directory:
         (directory / "memory.limit_in_bytes").write_text(str(limit_mib * MIB), encoding="ascii")
+        with_swap = directory / "memory.memsw.limit_in_bytes"
+        if with_swap.exists():
+            with_swap.write_text(str((limit_mib + swap_mib) * MIB), encoding="ascii")
         if not is_kernel_killer_on:
             (directory / "memory.oom_control").write_text("1", encoding="ascii")
         group = Group(directory, _scope_of(directory), limit_mib * MIB)
@@ -134,6 +206,15 @@ def memory_group(limit_mib: int, *, is_kernel_killer_on: bool = False) -> Iterat
         finally:
             group.end_members()
             wait_until(lambda: not (directory / "cgroup.procs").read_text(encoding="ascii").split(), 10)
+
+
+def _has_removed(directory: Path) -> bool:
+    """A group is busy for a moment after its last member."""
+    try:
+        directory.rmdir()
+    except OSError:
+        return not directory.exists()
+    return True
 
 
 def _scope_of(directory: Path) -> str:
@@ -204,6 +285,11 @@ class Watching:
                 raise AssertionError(message)
             self.collect(min(left, 0.5))
 
+    def about(self, pid: int) -> list[str]:
+        """What was told of a process so far, in its order: the kinds of its events."""
+        self.collect()
+        return [record["event"] for record in self.events if record.get("pid") == pid]
+
     def of_kind(self, event: str) -> list[dict[str, Any]]:
         """The events of that kind so far."""
         self.collect()
@@ -219,6 +305,23 @@ class Watching:
                 record: dict[str, Any] = json.loads(connection.recv(1 << 20))
                 if record["event"] == "state":
                     return record
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Keep it from looking meanwhile."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: processes.states(self.pid).get(self.pid) == "T", 10)
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def has_lost_nothing(self) -> bool:
+        """Whether all that it told so far was taken by its socket and its log."""
+        statistics = self.ask_state()["statistics"]
+        outlet = statistics["outlet"]
+        losses = (statistics["log_lines_lost"], outlet["dropped"], outlet["stalled"], outlet["malformed"])
+        return losses == (0, 0, 0, 0)
 
     def disconnect(self) -> None:
         """Listen no more."""

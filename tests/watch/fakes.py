@@ -444,7 +444,13 @@ class FakeEnforcer:
         return self._world.crew.submit(scouting, handle, now_ns)
 
     def kill_unit(
-        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, is_whole: bool, now_ns: int
+        self,
+        ranked: RankedProcess,
+        others: tuple[ProcessSample, ...],
+        *,
+        scope: str,  # noqa: ARG002 - as the seam has it
+        is_whole: bool,
+        now_ns: int,
     ) -> None:
         """By the crew."""
         self._world.units.append((ranked.unit_key, tuple(other.identity for other in others), is_whole))
@@ -475,7 +481,7 @@ class FakePretender(FakeEnforcer):
         return Entry.QUEUED
 
     def kill_unit(
-        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, is_whole: bool, now_ns: int
+        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, scope: str, is_whole: bool, now_ns: int
     ) -> None:
         """Nobody."""
 

@@ -16,7 +16,7 @@ from oomreaper.linux import syscalls
 from oomreaper.model.decision import RankedProcess, Standing
 from oomreaper.model.event import EventKind
 from oomreaper.model.identity import Identity
-from oomreaper.model.plan import KillUnit
+from oomreaper.model.plan import MACHINE, KillUnit
 from oomreaper.reaper.crew import Crew, Settings
 from oomreaper.reaper.handoff import Entry
 from oomreaper.reaper.jobs import JobKind, UnitOrder
@@ -118,7 +118,9 @@ def test_the_pretender_never_signals(child: Child) -> None:
 
     asked = pretender.terminate(child.identity, child.handle, START_NS)
     struck = pretender.submit(look, child.handle, START_NS)
-    pretender.kill_unit(chosen(KillUnit.GROUP, str(os.getpgid(child.process.pid))), OTHERS, is_whole=True, now_ns=0)
+    pretender.kill_unit(
+        chosen(KillUnit.GROUP, str(os.getpgid(child.process.pid))), OTHERS, scope=MACHINE, is_whole=True, now_ns=0
+    )
     events = pretender.take_events()
 
     assert (asked, struck) == (0, Entry.QUEUED)
@@ -158,7 +160,7 @@ def test_a_unit_with_protected_members_dies_by_name_only() -> None:
     """Not whole: just the lives that were chosen, no group, no session, no cgroup.kill."""
     enforcer, workers, _ = make_enforcer()
 
-    enforcer.kill_unit(chosen(KillUnit.CGROUP, "/a"), OTHERS, is_whole=False, now_ns=START_NS)
+    enforcer.kill_unit(chosen(KillUnit.CGROUP, "/a"), OTHERS, scope=MACHINE, is_whole=False, now_ns=START_NS)
 
     assert unit_orders(workers) == [UnitOrder((Identity(101, 40), Identity(102, 60)))]
 
@@ -176,15 +178,25 @@ def test_a_whole_unit_dies_with_who_is_born_into_it(unit: KillUnit, key: str, ex
     """Of a group or session nobody older than its oldest chosen member is looked for."""
     enforcer, workers, _ = make_enforcer()
 
-    enforcer.kill_unit(chosen(unit, key), OTHERS, is_whole=True, now_ns=START_NS)
+    enforcer.kill_unit(chosen(unit, key), OTHERS, scope=MACHINE, is_whole=True, now_ns=START_NS)
 
     assert unit_orders(workers) == [expected._replace(lives=(Identity(101, 40), Identity(102, 60)))]
+
+
+def test_a_unit_stays_inside_the_group_that_is_short() -> None:
+    """A process group that reaches out of the scope: only those inside are looked for."""
+    enforcer, workers, _ = make_enforcer()
+
+    enforcer.kill_unit(chosen(KillUnit.GROUP, "100"), OTHERS, scope="/job", is_whole=True, now_ns=START_NS)
+
+    (order,) = unit_orders(workers)
+    assert order.within_directory == "/cgroup"
 
 
 def test_a_group_that_this_machine_does_not_show_dies_by_name() -> None:
     """No directory: the lives that are known."""
     enforcer, workers, _ = make_enforcer(directory=None)
 
-    enforcer.kill_unit(chosen(KillUnit.CGROUP, "/a"), OTHERS, is_whole=True, now_ns=START_NS)
+    enforcer.kill_unit(chosen(KillUnit.CGROUP, "/a"), OTHERS, scope=MACHINE, is_whole=True, now_ns=START_NS)
 
     assert unit_orders(workers) == [UnitOrder((Identity(101, 40), Identity(102, 60)))]

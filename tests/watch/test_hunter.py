@@ -244,3 +244,21 @@ def test_a_fake_enforcer_is_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert FakeEnforcer(world).terminate(body.identity, handle, 0) == 3
     assert world.signalled == []
+
+
+def test_a_look_that_was_lost_is_taken_up_again_and_nobody_else_pays() -> None:
+    """Its worker ended twice before it could tell: the largest dies all the same, and not the next one in its place."""
+    world = short_world(KILL)
+    largest = world.machine.bodies[100]
+    looks = []
+
+    def lose_two(body: Body) -> None:
+        if body is largest:
+            looks.append(world.now_ns)
+            body.on_look = "refuse" if len(looks) <= 2 else "answer"
+
+    world.on_scout.append(lose_two)
+    world.run(300)
+
+    assert len(looks) >= 3
+    assert [told.pid for told in world.voice.of("announce")] == [100]

@@ -13,7 +13,8 @@ import pytest
 from oomreaper.errors import BrokenPromiseError
 from oomreaper.reaper.jobs import Hello
 from oomreaper.reaper.worker.pool import Answered, Ended
-from oomreaper.watch.loop import Loop, Service, Wake
+from oomreaper.watch.loop import Loop
+from oomreaper.watch.service import Service, Wake
 from oomreaper.watch.sources import Hint
 
 if TYPE_CHECKING:

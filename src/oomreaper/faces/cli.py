@@ -257,7 +257,9 @@ def _run_explain(arguments: argparse.Namespace) -> int:
     from oomreaper.watch.client import fetch_state
 
     plan = run.compile_plan(config=arguments.config, events=arguments.events, within=arguments.within)
-    state = None if plan.events_path is None else fetch_state(plan.events_path)
+    # The watcher that listens at the usual place watches something else than a group that was named here.
+    is_asked = plan.events_path is not None and (arguments.within is None or bool(arguments.events))
+    state = fetch_state(plan.events_path) if is_asked and plan.events_path is not None else None
     if state is None:
         if arguments.events:
             raise KernelError(f"no watcher listens at {printable(os.fsencode(arguments.events))}")

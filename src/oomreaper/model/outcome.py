@@ -41,6 +41,10 @@ MEANING: Mapping[OutcomeKind, str] = MappingProxyType(
 )
 
 
+_SHORT_ESCAPES: Mapping[str, str] = MappingProxyType({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_HIGHEST_BYTE, _HIGHEST_BMP = 0xFF, 0xFFFF
+
+
 class Outcome(NamedTuple):
     """The record of one victim. Sizes in bytes, times as their names say; None where it does not apply.
 
@@ -101,4 +105,8 @@ def printable(raw: bytes) -> str:
 
 
 def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+    """As Python writes it. Without the codec of that name: it is imported from disk when it is first used."""
+    code = ord(char)
+    if char in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[char]
+    return f"\\x{code:02x}" if code <= _HIGHEST_BYTE else f"\\u{code:04x}" if code <= _HIGHEST_BMP else f"\\U{code:08x}"

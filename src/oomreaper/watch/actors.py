@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, assert_never
 from oomreaper.linux import syscalls
 from oomreaper.model.event import Event, EventKind
 from oomreaper.model.outcome import Outcome
-from oomreaper.model.plan import KillUnit
+from oomreaper.model.plan import MACHINE, KillUnit
 from oomreaper.reaper.handoff import Entry
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Enforcer:
         return self._crew.submit(scouting, handle, now_ns)
 
     def kill_unit(
-        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, is_whole: bool, now_ns: int
+        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, scope: str, is_whole: bool, now_ns: int
     ) -> None:
         """Signal those who die with a victim; when the unit dies as a whole, also who was born into it meanwhile."""
         lives = tuple(other.identity for other in others)
@@ -65,6 +65,8 @@ class Enforcer:
             self._crew.kill_unit(lives, now_ns)
             return
         oldest = min(life.start_time_ticks for life in (ranked.process.identity, *lives))
+        # A process group or session may reach out of the group that is short: those are no part of this.
+        inside = self._within_directory if scope == MACHINE else self._directory_of(scope)
         match ranked.unit:
             case KillUnit.CGROUP:
                 self._crew.kill_unit(lives, now_ns, cgroup_directory=self._directory_of(ranked.unit_key))
@@ -75,7 +77,7 @@ class Enforcer:
                     now_ns,
                     process_group=group,
                     born_after_ticks=oldest - 1,
-                    within_directory=self._within_directory,
+                    within_directory=inside,
                 )
             case KillUnit.SESSION:
                 session = int(ranked.unit_key)
@@ -84,7 +86,7 @@ class Enforcer:
                     now_ns,
                     session=session,
                     born_after_ticks=oldest - 1,
-                    within_directory=self._within_directory,
+                    within_directory=inside,
                 )
             case KillUnit.PROCESS:
                 self._crew.kill_unit(lives, now_ns)
@@ -131,7 +133,7 @@ class Pretender:
         return Entry.QUEUED
 
     def kill_unit(
-        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, is_whole: bool, now_ns: int
+        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, scope: str, is_whole: bool, now_ns: int
     ) -> None:
         """Nobody is signalled."""
 

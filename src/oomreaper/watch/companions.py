@@ -12,7 +12,7 @@ import select
 import signal
 from typing import TYPE_CHECKING
 
-from oomreaper.watch.loop import Service
+from oomreaper.watch.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable

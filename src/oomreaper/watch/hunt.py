@@ -106,6 +106,7 @@ class Hunt:
         "incident",
         "is_urgent",
         "is_whole",
+        "looks",
         "members",
         "outcome",
         "ranked",
@@ -135,6 +136,7 @@ class Hunt:
         self.follows = follows
         self.is_urgent = self.is_whole = self.has_exited = False
         self.state = State.SCOUTED
+        self.looks = 0  # how many were lost
         self.started_ns = now_ns
         self.announced_ns: int | None = None
         self.signalled_ns: int | None = None

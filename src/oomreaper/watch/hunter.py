@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _MS = 1_000_000
 # A look that brought nothing in this time: the candidate is passed over. The crew's own limit for a look is 1 s.
 _LOOK_LIMIT_NS = 1_500 * _MS
+# How often a look that was lost is taken up again.
+_LOOKS = 10
 # Who was asked to end is not let off before the ladder's kill step is due, and has so much time for that to be seen.
 _ESCALATION_GRACE_NS = 2_000 * _MS
 # How many of a unit are reaped as victims of their own, beside the one that was chosen: the largest. The others are
@@ -60,9 +62,9 @@ class Actor(Protocol):
         """Have it killed and reaped; its Event(SETTLED) follows unless the answer is ALREADY_IN or FULL."""
 
     def kill_unit(
-        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, is_whole: bool, now_ns: int
+        self, ranked: RankedProcess, others: tuple[ProcessSample, ...], *, scope: str, is_whole: bool, now_ns: int
     ) -> None:
-        """Signal those who die with a victim; ``is_whole``: nobody of its unit is protected."""
+        """Signal those who die with a victim of ``scope``; ``is_whole``: nobody of its unit is protected."""
 
 
 class Handles(Protocol):
@@ -299,7 +301,7 @@ class Hunter:
         hunt.handle = looked.handle
         scouting = looked.scouting
         if scouting is None and looked.problem is not None:
-            self._let_go(hunt, Ending.UNSEEN, looked.problem, now_ns)
+            self._look_again(hunt, looked.problem, now_ns)
             return
         if scouting is None:
             self._withdraw(hunt, "it has gone", now_ns)
@@ -319,6 +321,19 @@ class Hunter:
             return
         self._handles.watch(looked.handle)
         self._announce(hunt, now_ns)
+
+    def _look_again(self, hunt: Hunt, problem: str, now_ns: int) -> None:
+        """A look was lost (its worker ended, no memory for it): once more, while the hunt's time for it lasts.
+
+        To pass over to the next one for that would be to kill a lesser one in its place.
+        """
+        assert hunt.handle is not None
+        self._handles.close(hunt.handle)
+        hunt.handle = None
+        hunt.looks += 1
+        is_late = hunt.deadline_ns is None or now_ns >= hunt.deadline_ns
+        if is_late or hunt.looks >= _LOOKS or not self._scouts.ask(hunt.identity, now_ns):
+            self._let_go(hunt, Ending.UNSEEN, problem, now_ns)
 
     def _announce(self, hunt: Hunt, now_ns: int) -> None:
         """Tell, and wait for the hook where there is one and time for it."""
@@ -380,7 +395,9 @@ class Hunter:
         hunt.apply(Move.STRIKE)
         hunt.deadline_ns = None
         if hunt.ranked.unit is not KillUnit.PROCESS and not hunt.follows:
-            self._actor.kill_unit(hunt.ranked, self._others(hunt), is_whole=hunt.is_whole, now_ns=now_ns)
+            self._actor.kill_unit(
+                hunt.ranked, self._others(hunt), scope=hunt.scope, is_whole=hunt.is_whole, now_ns=now_ns
+            )
             self._follow(hunt, now_ns)
 
     def _follow(self, hunt: Hunt, now_ns: int) -> None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import select
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from oomreaper.errors import BrokenPromiseError
 from oomreaper.reaper.worker.pool import Answered
 from oomreaper.watch.guard import DECISION, Guard, describe
+from oomreaper.watch.service import Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from oomreaper.reaper.worker.pool import Ended, Pool
     from oomreaper.watch.handles import Handles
     from oomreaper.watch.outlet import Outlet, Request
+    from oomreaper.watch.service import Service
     from oomreaper.watch.sources import Sources
     from oomreaper.watch.team import Team
 
@@ -37,31 +39,6 @@ _SERVE_EVERY_NS = 1_000 * _NS_IN_MS
 # What is taken from the kernel in one turn; the rest is there at the next.
 _EVENTS_A_TURN = 64
 _OUTLET = "event socket"
-
-
-class Wake(NamedTuple):
-    """A descriptor to wait on: ``key`` tells one life of its number from the next, ``mask`` is epoll's."""
-
-    key: object
-    mask: int
-    on_ready: Callable[[int, int], None]  # what has happened (epoll's mask), when (monotonic ns)
-
-
-class Service:
-    """Something that wants to be called now and then, and may have descriptors of its own."""
-
-    name = "service"  # for people, when it fails
-
-    def wakes(self) -> dict[int, Wake]:
-        """Its descriptors."""
-        return {}
-
-    def next_deadline_ns(self) -> int | None:
-        """When it must be called at the latest."""
-        return None
-
-    def on_time(self, now_ns: int) -> None:
-        """Do what is due."""
 
 
 class _Registered:
@@ -146,10 +123,13 @@ class Loop:
         self.turns += 1
         self._sync()
         # epoll counts whole milliseconds and CPython rounds up: it never spins before a deadline
-        for fileno, mask in self._epoll.poll(-1 if wait_ns is None else wait_ns / 1e9, _EVENTS_A_TURN):
-            found = self._registered.get(fileno) or self._hints.get(fileno)
-            if found is not None:
-                found.on_ready(mask, time.monotonic_ns())
+        ready = self._epoll.poll(-1 if wait_ns is None else wait_ns / 1e9, _EVENTS_A_TURN)
+        # Who has died is seen to before a hint makes anybody decide: a newcomer may hold its pid already.
+        for table in (self._registered, self._hints):
+            for fileno, mask in ready:
+                found = table.get(fileno)
+                if found is not None:
+                    found.on_ready(mask, time.monotonic_ns())
         return time.monotonic_ns()
 
     def close(self) -> None:

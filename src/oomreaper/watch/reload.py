@@ -14,8 +14,8 @@ import signal
 from typing import TYPE_CHECKING
 
 from oomreaper.errors import BrokenPromiseError, UsageError
-from oomreaper.watch.loop import Service, Wake
 from oomreaper.watch.plan import decode_plan
+from oomreaper.watch.service import Service, Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable

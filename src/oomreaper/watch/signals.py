@@ -8,7 +8,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING
 
-from oomreaper.watch.loop import Service, Wake
+from oomreaper.watch.service import Service, Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from oomreaper.linux import cgroup, eventfds, memcg_tree, psi
 from oomreaper.linux.memcg import GroupGoneError, GroupMemory, combine
 from oomreaper.linux.meminfo import MachineMemory
 from oomreaper.model.plan import MACHINE, Metric
-from oomreaper.watch.loop import Service
+from oomreaper.watch.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable

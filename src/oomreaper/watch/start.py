@@ -29,13 +29,14 @@ from oomreaper.watch.guard import describe, trace
 from oomreaper.watch.handles import Handles
 from oomreaper.watch.hunter import Hunter
 from oomreaper.watch.log import ERROR, INFO, WARNING, Log
-from oomreaper.watch.loop import Loop, Service
+from oomreaper.watch.loop import Loop
 from oomreaper.watch.machine import LinuxMachine
 from oomreaper.watch.outlet import Outlet
 from oomreaper.watch.plan import LARGEST_PLAN_BYTES, decode_plan
 from oomreaper.watch.rehearsal import rehearse
 from oomreaper.watch.reload import Reloader
 from oomreaper.watch.scouts import Scouts
+from oomreaper.watch.service import Service
 from oomreaper.watch.signals import Signals
 from oomreaper.watch.sources import Sources
 from oomreaper.watch.team import Team
