@@ -18,7 +18,7 @@ from oomreaper.linux.census import census, files, table
 from oomreaper.reaper.worker import pool
 from oomreaper.watch import handles, log, machine, start
 from oomreaper.watch.actors import Enforcer
-from oomreaper.watch.candidates import Candidates
+from oomreaper.watch.mind.candidates import Candidates
 
 _PURE = ("fsencode", "fsdecode", "strerror", "path", "fspath", "cpu_count", "sysconf", "environ", "error")
 

@@ -16,7 +16,7 @@ sys.path.append(sys.argv.pop(2))
 from oomreaper.linux import kept, memcg, memcg_tree, meminfo, population, proc, psi
 from oomreaper.linux.census import census, files, table
 from oomreaper.watch import handles, machine, start
-from oomreaper.watch.watcher import Watcher
+from oomreaper.watch.mind.watcher import Watcher
 
 _COUNTED = ("open", "pread", "read", "fstat", "listdir", "scandir", "readlink", "dup", "stat")
 

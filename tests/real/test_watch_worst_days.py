@@ -159,7 +159,7 @@ def test_every_call_of_a_look_and_of_a_decision_may_fail_once(number: str) -> No
 _BROKEN = """
 import sys; sys.path.append(sys.argv.pop(1))
 from oomreaper.watch import start
-from oomreaper.watch.watcher import Watcher
+from oomreaper.watch.mind.watcher import Watcher
 import os
 watch = Watcher.on_time
 def break_down(self, now_ns):

@@ -38,11 +38,11 @@ from oomreaper.reaper.jobs import (
     UnitKilled,
     UnitOrder,
 )
-from oomreaper.watch.candidates import Candidates
-from oomreaper.watch.hunter import Hunter
-from oomreaper.watch.scouts import Scouts
-from oomreaper.watch.team import Team
-from oomreaper.watch.watcher import Watcher
+from oomreaper.watch.mind.candidates import Candidates
+from oomreaper.watch.mind.hunter import Hunter
+from oomreaper.watch.mind.scouts import Scouts
+from oomreaper.watch.mind.team import Team
+from oomreaper.watch.mind.watcher import Watcher
 from tests.policy.shortage import rule
 from tests.reaper.fakes import HELLO, FakeWorkers
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from oomreaper.model.decision import RankedProcess
     from oomreaper.model.plan import Rule
     from oomreaper.reaper.jobs import Job, Report
-    from oomreaper.watch.hunt import Hunt
+    from oomreaper.watch.mind.hunt import Hunt
 
 MIB = 1 << 20
 MS = 1_000_000

@@ -9,7 +9,7 @@ from oomreaper.model.identity import Identity
 from oomreaper.model.plan import MACHINE, KillUnit, Matcher, MatchField, MatchTest, Victims
 from oomreaper.model.sample import Profile, ScopeSample
 from oomreaper.policy.ranking import Ranking
-from oomreaper.watch.candidates import why_nobody
+from oomreaper.watch.mind.candidates import why_nobody
 from tests.watch.fakes import MS, SECOND, START_NS, World, make_plan
 
 PROFILED = Victims(honour_oom_group=False, honour_xattrs=True)

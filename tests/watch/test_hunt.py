@@ -9,7 +9,7 @@ import pytest
 from oomreaper.errors import BrokenPromiseError
 from oomreaper.model.decision import DueStep, RankedProcess, Standing
 from oomreaper.model.plan import MACHINE
-from oomreaper.watch.hunt import _NEXT, Hunt, Move, State
+from oomreaper.watch.mind.hunt import _NEXT, Hunt, Move, State
 from tests.watch.fakes import KILL, START_NS, Body
 
 EXPECTED = {

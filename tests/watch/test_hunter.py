@@ -9,7 +9,7 @@ from oomreaper.model.identity import Identity
 from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.model.plan import Hooks, KillUnit, Victims
 from oomreaper.reaper.handoff import Entry
-from oomreaper.watch.hunt import State
+from oomreaper.watch.mind.hunt import State
 from tests.reaper.fakes import sharer
 from tests.watch.fakes import KILL, LOW, Body, FakeEnforcer, World, make_plan
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from oomreaper.model.outcome import OutcomeKind
 from oomreaper.model.plan import Hooks, Plan
-from oomreaper.watch.hunt import State
+from oomreaper.watch.mind.hunt import State
 from tests.policy.shortage import rule as ladder
 from tests.watch.fakes import GROUP_KILL, KILL, LOW, MS, TOTAL_MIB, FakeEnforcer, World, make_plan
 

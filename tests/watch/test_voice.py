@@ -6,7 +6,7 @@ from typing import Any
 
 from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.model.sample import Profile
-from oomreaper.watch.hunt import Hunt
+from oomreaper.watch.mind.hunt import Hunt
 from oomreaper.watch.voice import Speaker
 from tests.watch.fakes import START_NS
 from tests.watch.test_hunt import make_hunt

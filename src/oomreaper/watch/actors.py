@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Enforcer:
-    """Acts. Implements ``oomreaper.watch.hunter.Actor``.
+    """Acts. Implements ``oomreaper.watch.mind.hunter.Actor``.
 
     Args:
         crew: Kills and reaps.
@@ -100,7 +100,7 @@ class Enforcer:
 
 
 class Pretender:
-    """Says what would have been done. Implements ``oomreaper.watch.hunter.Actor``."""
+    """Says what would have been done. Implements ``oomreaper.watch.mind.hunter.Actor``."""
 
     is_dry_run = True
 

@@ -19,7 +19,7 @@ _RESERVED_DESCRIPTORS = 16
 
 
 class Handles:
-    """All pidfds of the watcher. Implements ``oomreaper.watch.hunter.Handles``.
+    """All pidfds of the watcher. Implements ``oomreaper.watch.mind.hunter.Handles``.
 
     Args:
         proc_root: A descriptor of /proc, kept open by the caller.

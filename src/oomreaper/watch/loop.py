@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from oomreaper.reaper.worker.pool import Ended, Pool
     from oomreaper.watch.handles import Handles
+    from oomreaper.watch.mind.team import Team
     from oomreaper.watch.outlet import Outlet, Request
     from oomreaper.watch.service import Service
     from oomreaper.watch.sources import Sources
-    from oomreaper.watch.team import Team
 
 _NS_IN_MS = 1_000_000
 # The longest sleep: the services (watchdog, reload, discovery of groups) are asked at least that often.

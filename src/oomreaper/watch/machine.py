@@ -1,6 +1,6 @@
 """The machine as the watcher's mind sees it: numbers, people, pidfds and profiles, from the kernel's edge.
 
-Implements ``oomreaper.watch.watcher.Machine``. It decides nothing.
+Implements ``oomreaper.watch.mind.watcher.Machine``. It decides nothing.
 """
 
 from __future__ import annotations

@@ -23,25 +23,25 @@ from oomreaper.policy import explain
 from oomreaper.reaper.crew import Crew, Settings
 from oomreaper.reaper.worker.pool import Pool
 from oomreaper.watch.actors import Enforcer, Pretender
-from oomreaper.watch.candidates import Candidates
 from oomreaper.watch.companions import Companion
 from oomreaper.watch.guard import describe, trace
 from oomreaper.watch.handles import Handles
-from oomreaper.watch.hunter import Hunter
 from oomreaper.watch.log import ERROR, INFO, WARNING, Log
 from oomreaper.watch.loop import Loop
 from oomreaper.watch.machine import LinuxMachine
+from oomreaper.watch.mind.candidates import Candidates
+from oomreaper.watch.mind.hunter import Hunter
+from oomreaper.watch.mind.scouts import Scouts
+from oomreaper.watch.mind.team import Team
+from oomreaper.watch.mind.watcher import Watcher
 from oomreaper.watch.outlet import Outlet
 from oomreaper.watch.plan import LARGEST_PLAN_BYTES, decode_plan
 from oomreaper.watch.rehearsal import rehearse
 from oomreaper.watch.reload import Reloader
-from oomreaper.watch.scouts import Scouts
 from oomreaper.watch.service import Service
 from oomreaper.watch.signals import Signals
 from oomreaper.watch.sources import Sources
-from oomreaper.watch.team import Team
 from oomreaper.watch.voice import Speaker
-from oomreaper.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,6 +1,6 @@
 """What is told, to whom: each thing that happens becomes a record, which goes to the event socket and to the log.
 
-Implements ``oomreaper.watch.hunter.Voice``. The last records are kept, for ``oomreaper explain``.
+Implements ``oomreaper.watch.mind.hunter.Voice``. The last records are kept, for ``oomreaper explain``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from oomreaper.watch.records import Moment, Record
 
 if TYPE_CHECKING:
     from oomreaper.model.outcome import Outcome
-    from oomreaper.watch.hunt import Hunt
     from oomreaper.watch.log import Log
+    from oomreaper.watch.mind.hunt import Hunt
     from oomreaper.watch.outlet import Outlet
 
 # What explain shows of the past.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oomreaper.model.plan import Plan
     from oomreaper.model.sample import ProcessSample, Profile, ScopeSample
     from oomreaper.policy.protection import Ourselves
-    from oomreaper.watch.scouts import Scouts
+    from oomreaper.watch.mind.scouts import Scouts
 
 _MS = 1_000_000
 _SECOND = 1_000 * _MS

@@ -21,7 +21,7 @@ from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.model.plan import KillUnit, StepKind
 from oomreaper.policy import protection
 from oomreaper.reaper.handoff import Entry
-from oomreaper.watch.hunt import Ending, Hunt, Move, State
+from oomreaper.watch.mind.hunt import Ending, Hunt, Move, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from oomreaper.model.process import Scouting
     from oomreaper.model.sample import ProcessSample
     from oomreaper.policy.protection import Ourselves
-    from oomreaper.watch.hunt import Objection
-    from oomreaper.watch.scouts import Looked, Scouts
+    from oomreaper.watch.mind.hunt import Objection
+    from oomreaper.watch.mind.scouts import Looked, Scouts
 
 _MS = 1_000_000
 # A look that brought nothing in this time: the candidate is passed over. The crew's own limit for a look is 1 s.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from oomreaper.watch.hunt import State
+from oomreaper.watch.mind.hunt import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from oomreaper.model.sample import Profile
     from oomreaper.reaper.crew import Crew
     from oomreaper.reaper.jobs import Reclaimed
-    from oomreaper.watch.candidates import Candidates
-    from oomreaper.watch.hunter import Hunter, Voice
-    from oomreaper.watch.scouts import Scouts
-    from oomreaper.watch.watcher import Watcher
+    from oomreaper.watch.mind.candidates import Candidates
+    from oomreaper.watch.mind.hunter import Hunter, Voice
+    from oomreaper.watch.mind.scouts import Scouts
+    from oomreaper.watch.mind.watcher import Watcher
 
 
 # What comes of one thing may bring the next. What is left after so many is seen to a moment later, at the next look.

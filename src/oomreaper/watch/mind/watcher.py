@@ -27,16 +27,16 @@ from oomreaper.policy import belonging, pacing
 from oomreaper.policy.explain import ScopeView, VictimView
 from oomreaper.policy.ladder import Ladder
 from oomreaper.policy.ranking import Ranking
-from oomreaper.watch.candidates import why_nobody
-from oomreaper.watch.hunt import Ending, Hunt, Objection, State
+from oomreaper.watch.mind.candidates import why_nobody
+from oomreaper.watch.mind.hunt import Ending, Hunt, Objection, State
 
 if TYPE_CHECKING:
     from oomreaper.model.decision import DueStep
     from oomreaper.model.identity import Identity
     from oomreaper.model.plan import Plan
     from oomreaper.model.sample import ScopeSample
-    from oomreaper.watch.candidates import Candidates
-    from oomreaper.watch.hunter import Hunter, Voice
+    from oomreaper.watch.mind.candidates import Candidates
+    from oomreaper.watch.mind.hunter import Hunter, Voice
 
 _MS = 1_000_000
 _SECOND = 1_000 * _MS
