@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from oomreaper.model.event import Event, EventKind
 from oomreaper.model.identity import Identity
 from oomreaper.model.outcome import Outcome, OutcomeKind
@@ -14,8 +16,6 @@ from tests.reaper.fakes import sharer
 from tests.watch.fakes import KILL, LOW, Body, FakeEnforcer, World, make_plan
 
 if TYPE_CHECKING:
-    import pytest
-
     from oomreaper.model.memory import ChargedMemory
     from oomreaper.model.process import Scouting
 
@@ -100,6 +100,29 @@ def test_that_it_was_signalled_is_told_before_that_it_left() -> None:
     world.team.on_exit(hunt.handle, world.now_ns)
 
     assert kinds(world) == ["announce", "killed", "settled"]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (0, []),
+        (3, ["the pre-kill hook ended with status 3"]),
+        (127, ["the pre-kill hook could not be started"]),
+        (-9, ["the pre-kill hook did not end in 200 ms"]),
+        (None, ["the pre-kill hook was not run: too many at once"]),
+    ],
+)
+def test_how_the_hook_ended_is_told_and_the_kill_goes_on(status: int | None, said: list[str]) -> None:
+    """Whatever became of it; whether the clerk ended it at its deadline or our own clock makes no difference."""
+    world = short_world(KILL, hooks=Hooks(pre_kill=("/bin/hook",)))
+    world.run(50)
+    (hunt,) = world.hunter.open_hunts
+    assert hunt.hook is not None
+
+    world.hunter.on_acknowledged(hunt.hook, world.now_ns, status=status)
+
+    assert [told.text for told in world.voice.of("warning")] == said
+    assert hunt.state is State.STRUCK
 
 
 def test_the_time_of_a_leaver_runs_from_the_signal() -> None:

@@ -286,7 +286,7 @@ class Daemon:
             uid = _ROOT_UID if request.may_see_all else request.uid
             self._outlet.reply(request.fd, self.build_state(uid))
         elif request.ack is not None:
-            self.hunter.on_acknowledged(request.ack, now_ns)
+            self.hunter.on_acknowledged(request.ack, now_ns, status=request.status)
 
     def _on_end(self, _number: int, _now_ns: int) -> None:
         self._loop.is_over = True

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _MS = 1_000_000
 # A look that brought nothing in this time: the candidate is passed over. The crew's own limit for a look is 1 s.
 _LOOK_LIMIT_NS = 1_500 * _MS
+# How a hook ended that was ended at its deadline (SIGKILL), and one that could not be started (as of a shell).
+_OVERRUN, _NOT_STARTED = -9, 127
 # How often a look that was lost is taken up again.
 _LOOKS = 10
 # Who was asked to end is not let off before the ladder's kill step is due, and has so much time for that to be seen.
@@ -219,10 +221,12 @@ class Hunter:
         if hunt is not None and hunt.state is State.SCOUTED:
             self._go_on(hunt, now_ns, has_waited=True)
 
-    def on_acknowledged(self, hook: str, now_ns: int) -> None:
-        """The pre-kill hook of that id has ended."""
+    def on_acknowledged(self, hook: str, now_ns: int, *, status: int | None = 0) -> None:
+        """The pre-kill hook of that id has ended; ``status``: 0, well; negative, by that signal; None, not run."""
         for hunt in self.open_hunts:
             if hunt.hook == hook and hunt.state is State.HELD:
+                if status != 0:
+                    self._tell_of_hook(hunt, status, now_ns)
                 self._end_wait(hunt, now_ns)
 
     def on_exit(self, handle: int, now_ns: int) -> Identity | None:
@@ -273,8 +277,7 @@ class Hunter:
                 case State.SCOUTED:
                     self._let_go(hunt, Ending.UNSEEN, "it could not be looked at in time", now_ns)
                 case State.HELD:
-                    text = f"the pre-kill hook did not end in {self.plan.hooks.pre_kill_timeout_ns // _MS} ms"
-                    self._voice.warning(text, scope=hunt.scope, incident=hunt.incident, now_ns=now_ns)
+                    self._tell_of_hook(hunt, _OVERRUN, now_ns)
                     self._end_wait(hunt, now_ns)
                 case State.ASKED:
                     reason = "it was asked to end and has not in the time allowed; nothing called for more"
@@ -356,6 +359,17 @@ class Hunter:
         if objection is not None:
             self.drop(hunt, objection, now_ns)
         return objection is None
+
+    def _tell_of_hook(self, hunt: Hunt, status: int | None, now_ns: int) -> None:
+        if status == _OVERRUN:  # by our clock, or by that of the clerk, who ends it
+            text = f"the pre-kill hook did not end in {self.plan.hooks.pre_kill_timeout_ns // _MS} ms"
+        elif status is None:
+            text = "the pre-kill hook was not run: too many at once"
+        elif status == _NOT_STARTED:
+            text = "the pre-kill hook could not be started"
+        else:
+            text = f"the pre-kill hook ended with status {status}"
+        self._voice.warning(text, scope=hunt.scope, incident=hunt.incident, now_ns=now_ns)
 
     def _end_wait(self, hunt: Hunt, now_ns: int) -> None:
         """The hook has ended, or its time has."""
