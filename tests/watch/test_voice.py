@@ -64,10 +64,24 @@ def test_each_thing_becomes_one_record_for_the_socket_and_then_for_the_log() -> 
     events = [(where, fields["event"]) for where, fields in scene.said]
     kinds = ["announce", "killed", "settled", "skipped", "skipped", "warning"]
 
-    assert events == [(where, kind) for kind in kinds for where in ("outlet", "log")]
+    assert [kind for where, kind in events if where == "outlet"] == kinds
+    assert [kind for where, kind in events if where == "log"] == kinds
+    assert all(events.index(("outlet", kind)) < events.index(("log", kind)) for kind in kinds)
     assert [fields["monotonic_ns"] for where, fields in scene.said if where == "log"] == list(
         range(START_NS, START_NS + 6)
     )
+
+
+def test_the_line_of_an_announcement_does_not_stand_before_the_signal() -> None:
+    """Companions hear of it at once; its line waits for the end of the turn, or for the next record."""
+    scene = Scene()
+    scene.speaker.announce(scene.hunt, signal_name="SIGKILL", hook=None, now_ns=START_NS)
+    before = [where for where, _ in scene.said]
+    scene.speaker.flush()
+    scene.speaker.flush()
+
+    assert before == ["outlet"]
+    assert [where for where, _ in scene.said] == ["outlet", "log"]
 
 
 def test_a_record_names_its_incident_its_victim_and_its_hook() -> None:
@@ -88,6 +102,7 @@ def test_a_command_line_goes_to_the_journal_and_as_a_secret_to_the_socket() -> N
     process = scene.hunt.ranked.process._replace(profile=Profile(cmdline=b"hog --password x"))
     scene.hunt.ranked = scene.hunt.ranked._replace(process=process)
     scene.speaker.announce(scene.hunt, signal_name="SIGKILL", hook=None, now_ns=START_NS)
+    scene.speaker.flush()
     (_, published), (_, logged) = scene.said
 
     assert "cmdline" not in published

@@ -145,7 +145,14 @@ class Daemon:
             outlet=self._outlet,
             on_request=self._on_request,
             on_trouble=self._on_trouble,
-            services=(self._signals, self._sources, self._reloader, self._clerk, self._pulse, _Flusher(self._log)),
+            services=(
+                self._signals,
+                self._sources,
+                self._reloader,
+                self._clerk,
+                self._pulse,
+                _Flusher(self._speaker, self._log),
+            ),
         )
         self._started_ns = now_ns
 
@@ -215,6 +222,7 @@ class Daemon:
         self._signals.close()
         self._loop.close()
         self._notifier.close()
+        self._speaker.flush()
         self._log.close()
         os.close(self._proc)
 
@@ -391,14 +399,16 @@ class Daemon:
 
 
 class _Flusher(Service):
-    """What the log could not write at once is tried again each second, by the way."""
+    """At the end of each turn: what waited for the signal to be sent, and what the log could not write at once."""
 
     name = "log"
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, speaker: Speaker, log: Log) -> None:
+        self._speaker = speaker
         self._log = log
 
     def on_time(self, _now_ns: int) -> None:
+        self._speaker.flush()
         self._log.flush()
 
 

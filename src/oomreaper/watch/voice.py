@@ -34,12 +34,19 @@ class Speaker:
         self._outlet = outlet
         self._log = log
         self._last: deque[dict[str, object]] = deque(maxlen=_LAST)
+        self._unlogged: list[Record] = []  # announcements whose line waits until the signal is on its way
         self.is_silent = False  # while the start rehearses
 
     @property
     def last(self) -> list[dict[str, object]]:
         """The last records, without their secret fields."""
         return list(self._last)
+
+    def flush(self) -> None:
+        """Log what waits: nobody acts on a line of the journal, so it does not stand between decision and signal."""
+        for record in self._unlogged:
+            self._log.record(record.whole)
+        self._unlogged.clear()
 
     def announce(self, hunt: Hunt, *, signal_name: str, hook: str | None, now_ns: int) -> None:
         """A victim is about to be signalled."""
@@ -53,7 +60,9 @@ class Speaker:
             hook=hook,
             available_bytes=hunt.available_bytes,
         )
-        self._tell(record)
+        if not self.is_silent:
+            self._publish(record)
+            self._unlogged.append(record)
 
     def killed(self, hunt: Hunt, *, signal_name: str, now_ns: int) -> None:
         """The signal has been sent."""
@@ -86,8 +95,12 @@ class Speaker:
             records.format_time(time.time_ns())
             return
         # Whoever must act on it first: companions before the log.
-        self._outlet.publish(record.fields, secret=record.secret, owner_uid=record.owner_uid)
+        self._publish(record)
+        self.flush()
         self._log.record(record.whole)
+
+    def _publish(self, record: Record) -> None:
+        self._outlet.publish(record.fields, secret=record.secret, owner_uid=record.owner_uid)
         self._last.append(record.fields)
 
 
