@@ -13,7 +13,7 @@ from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.model.process import Scouting, ThreadReport
 from oomreaper.reaper.crew import Crew, Settings
 from oomreaper.reaper.handoff import Entry
-from oomreaper.reaper.jobs import Helped, Inquired, Job, JobKind, Probed, Report, Scouted
+from oomreaper.reaper.jobs import CouldNotLook, Helped, Inquired, Job, JobKind, Probed, Report, Scouted
 from tests.reaper.fakes import HELLO, MIB, MS, FakeWorkers, accounted, memory, scouting, struck
 
 START_NS = 1000 * MS
@@ -479,3 +479,163 @@ def test_the_record_of_a_stuck_user_of_shared_memory_waits_no_longer() -> None:
     assert before == []
     assert (stage.outcome().kind, stage.outcome().still_dying) == (OutcomeKind.REAPED, True)
     assert "150 MiB of shared memory" in stage.outcome().reason
+
+
+SHARER = Identity(501, 7)
+MISSED = struck(None, memory(512), signal=None)._replace(missed=(501,))
+
+
+def test_a_victim_whose_sharer_was_missed_is_spared_twice_and_no_more() -> None:
+    """The two attempts that may wait count as attempts, and say so; the third strikes all the same."""
+    stage = Stage()
+    stage.submit(scouting(sharers=(501,)))
+    may_wait = []
+    for _ in range(2):
+        may_wait.append(stage.job(JobKind.STRIKE).can_wait)
+        stage.answer(JobKind.STRIKE, MISSED)
+        stage.pass_ms(100)
+    third = stage.job(JobKind.STRIKE)
+
+    assert may_wait == [True, True]
+    assert not third.can_wait
+    assert third.sharers == (SHARER,)
+    assert third.held_bytes == 512 * MIB
+    assert stage.outcomes() == []
+    assert EventKind.KILLED not in [event.kind for event in stage.events]
+
+
+def test_a_sharer_that_was_missed_is_never_taken_for_dead() -> None:
+    """ESRCH of the victim says nothing while a sharer was missed: looked for to the last, then given up, and said."""
+    stage = Stage()
+    stage.submit(scouting(sharers=(501,)))
+    while stage.who_has(JobKind.INQUEST) is None:
+        if stage.who_has(JobKind.STRIKE) is not None:
+            assert stage.job(JobKind.STRIKE).sharers == (SHARER,)
+            stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None, at_ns=stage.now_ns)._replace(missed=(501,)))
+        stage.pass_ms(10)
+    stage.answer(JobKind.INQUEST, Inquired(()))
+
+    assert stage.outcome().kind is OutcomeKind.UNREAPABLE
+    assert "could not be looked at: 501" in stage.outcome().reason
+
+
+def test_a_sharer_that_is_found_at_last_ends_it_well() -> None:
+    """The victim has gone; an attempt that finds the sharer reaps through it, and the memory is back."""
+    stage = Stage()
+    stage.submit(scouting(sharers=(501,)))
+    stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None)._replace(missed=(501,)))
+    stage.pass_ms(100)
+    stage.answer(JobKind.STRIKE, struck(0, memory(0))._replace(sharers_killed=(SHARER,)))
+
+    assert stage.outcome().kind is OutcomeKind.REAPED
+    assert stage.outcome().sharers == (501,)
+
+
+def test_a_sharer_that_does_not_share_any_more_is_let_go() -> None:
+    """One who was looked at and not killed has left the memory, by exec: no later attempt names it."""
+    stage = Stage()
+    stage.submit(scouting(sharers=(501, 502)))
+    stage.answer(JobKind.STRIKE, struck(errno.EAGAIN, memory(512))._replace(sharers_killed=(SHARER,)))
+    stage.pass_ms(100)
+
+    assert stage.job(JobKind.STRIKE).sharers == (SHARER,)
+
+
+def test_more_sharers_than_a_message_holds_are_found_by_a_look_at_everybody() -> None:
+    """A thousand are named, and the rest looked for."""
+    stage = Stage()
+    stage.submit(scouting(sharers=tuple(range(501, 2001))))
+
+    job = stage.job(JobKind.STRIKE)
+
+    assert len(job.sharers) == 1000
+    assert job.rescan
+
+
+def test_a_sharer_whom_nobody_found_is_no_success() -> None:
+    """EINVAL, then the victim goes and nothing falls: who shares its memory may hold it, and that is said."""
+    stage = Stage()
+    stage.submit()
+    stage.answer(JobKind.STRIKE, struck(errno.EINVAL, memory(512)))
+    stage.pass_ms(100)
+    stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None))
+    stage.die(500)
+    while stage.who_has(JobKind.INQUEST) is None:
+        while (worker := stage.who_has(JobKind.ACCOUNT)) is not None:
+            is_deep = stage.workers.jobs[worker][0].deep
+            stage.answer(JobKind.ACCOUNT, accounted(1000, orphan_mib=3 if is_deep else None))
+        stage.pass_ms(100)
+    stage.answer(JobKind.INQUEST, Inquired(()))
+
+    assert stage.outcome().kind is OutcomeKind.UNREAPABLE
+    assert "EINVAL" in stage.outcome().reason
+
+
+def test_a_dead_victim_s_memory_still_moves_while_a_sharer_tears_it_down() -> None:
+    """Its own death ends nothing where others shared it: the record waits until nothing falls any more."""
+    stage = Stage()
+    stage.submit(scouting(sharers=(501,)))
+    stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None)._replace(sharers_killed=(SHARER,)))
+    stage.die(500)
+    stage.answer(JobKind.ACCOUNT, accounted(700))
+    before = stage.outcomes()
+    stage.pass_ms(100)
+    stage.answer(JobKind.ACCOUNT, accounted(488))
+    stage.pass_ms(100)
+    stage.answer(JobKind.ACCOUNT, accounted(488))
+
+    assert before == []
+    assert stage.outcome().kind is OutcomeKind.EXITED
+
+
+def _leave(stage: Stage, deep_answers: list[Report]) -> Outcome:
+    """A victim that has gone while its charge does not fall, with these answers to the deep looks."""
+    stage.submit()
+    stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None))
+    stage.die(500)
+    while not stage.outcomes():
+        if (worker := stage.who_has(JobKind.ACCOUNT)) is not None:
+            is_deep = stage.workers.jobs[worker][0].deep
+            stage.answer(JobKind.ACCOUNT, deep_answers.pop(0) if is_deep else accounted(1000))
+        elif stage.who_has(JobKind.INQUEST) is not None:
+            stage.answer(JobKind.INQUEST, Inquired(()))
+        stage.pass_ms(10)
+    return stage.outcome()
+
+
+@pytest.mark.parametrize(
+    ("orphan_mib", "kind"), [(512, OutcomeKind.LOST), (3, OutcomeKind.EXITED)], ids=["pinned", "gone"]
+)
+def test_a_deep_look_that_fails_is_made_again(orphan_mib: int, kind: OutcomeKind) -> None:
+    """Four failures in a row change nothing of what the fifth look says."""
+    stage = Stage()
+
+    outcome = _leave(stage, [*[CouldNotLook("ENOMEM")] * 4, accounted(1000, orphan_mib=orphan_mib)])
+
+    assert outcome.kind is kind
+
+
+def test_deep_looks_that_all_fail_are_said() -> None:
+    """Five failures: what became of the memory is not known, and the record says that and no more."""
+    stage = Stage()
+
+    outcome = _leave(stage, [CouldNotLook("ENOMEM")] * 5)
+
+    assert outcome.kind is OutcomeKind.UNREAPABLE
+    assert "what became of its memory could not be told: could not look at it: ENOMEM" in outcome.reason
+
+
+def test_a_look_that_fails_at_the_end_leads_to_the_deep_one() -> None:
+    """The last of the ordinary looks fails: that is no reason to give up."""
+    stage = Stage()
+    stage.submit()
+    stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None))
+    stage.die(500)
+    while not stage.outcomes():
+        if (worker := stage.who_has(JobKind.ACCOUNT)) is not None:
+            is_deep = stage.workers.jobs[worker][0].deep
+            answer: Report = accounted(1000, orphan_mib=3) if is_deep else CouldNotLook("ENOMEM")
+            stage.answer(JobKind.ACCOUNT, answer)
+        stage.pass_ms(10)
+
+    assert stage.outcome().kind is OutcomeKind.EXITED

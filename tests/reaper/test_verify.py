@@ -28,6 +28,13 @@ BEFORE = memory(512)
         (struck(errno.EINVAL, memory(512), is_dumping_core=True), Meaning.AGAIN),
         (struck(errno.EINVAL, memory(512), protected=(9,)), Meaning.AGAIN),
         (struck(errno.EIO, memory(512)), Meaning.AGAIN),
+        (struck(0, memory(0))._replace(missed=(9,)), Meaning.BACK),
+        (struck(0, None)._replace(missed=(9,), memory_problem="ENOMEM"), Meaning.AGAIN),
+        (struck(errno.ESRCH, None)._replace(missed=(9,)), Meaning.AGAIN),
+        (struck(errno.ESRCH, None, protected=(9,)), Meaning.AGAIN),
+        (struck(errno.ENOSYS, None)._replace(missed=(9,)), Meaning.AGAIN),
+        (struck(None, None, signal=None, protected=(9,)), Meaning.AGAIN),
+        (struck(None, memory(512), signal=None)._replace(missed=(9,)), Meaning.AGAIN),
         (struck(errno.ESRCH, None), Meaning.DETACHED),
         (struck(errno.ESRCH, memory(1)), Meaning.DETACHED),
         (struck(errno.ESRCH, memory(512)), Meaning.AGAIN),
@@ -84,6 +91,15 @@ def test_a_charge_that_fell_by_half_has_returned() -> None:
     fallen = accounted(0)._replace(charged=machine._replace(machine_anon_bytes=3744 * MIB))
     assert verify.has_returned(BEFORE, machine, fallen)
     assert verify.has_returned(memory(31), charged(1000), accounted(1000))
+
+
+def test_an_heir_holds_half_of_what_the_victim_held() -> None:
+    """One that has left the memory by exec has little of its own; what is too small to be judged makes no heir."""
+    assert verify.is_heir(512 * MIB, memory(256))
+    assert not verify.is_heir(512 * MIB, memory(255))
+    assert not verify.is_heir(512 * MIB, None)
+    assert not verify.is_heir(31 * MIB, memory(31))
+    assert not verify.is_heir(0, memory(0))
 
 
 def test_orphaned_memory_is_charged_and_owned_by_nobody() -> None:

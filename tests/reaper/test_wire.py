@@ -55,6 +55,7 @@ REPORTS: list[Report | wire.Part | Outcome] = [
     struck(0, memory(1)),
     struck(errno.EINVAL, None, is_dumping_core=True, protected=(4, 5))._replace(sharers_killed=(Identity(1, 2),)),
     Struck(None, None, 1, 2, 3, None, is_dumping_core=True),
+    struck(None, None, signal=None)._replace(missed=(5, 6)),
     Probed(None),
     Probed(memory(3)),
     accounted(5, memory(1)),
@@ -101,12 +102,14 @@ def test_every_report_is_in_the_list_above() -> None:
         st.sampled_from(JobKind),
         st.integers(2, 2**22),
         st.none() | st.integers(0, 2**63),
-        st.lists(st.integers(2, 2**22)).map(tuple),
+        st.lists(st.builds(Identity, st.integers(2, 2**22), st.integers(0, 2**63)), max_size=5).map(tuple),
         st.booleans(),
         st.booleans(),
         st.booleans(),
         st.none() | st.text(),
         st.booleans(),
+        st.booleans(),
+        st.integers(0, 2**63),
         st.none(),
     )
 )

@@ -1050,7 +1050,7 @@ static int guard(const struct options *o)
 			failed |= unlink(at[1]) < 0;
 			at += 2;
 		} else if (!strcmp(at[0], "rmdir") && at[1]) {
-			long long deadline_ms = now_ms() + 5000;
+			long long deadline_ms = now_ms() + 20000;
 
 			while (rmdir(at[1]) < 0 && errno != ENOENT) {
 				if (now_ms() > deadline_ms) {

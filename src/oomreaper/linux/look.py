@@ -9,6 +9,7 @@ Otherwise a zombie victim would "share" with every kernel thread and every zombi
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 
@@ -20,6 +21,8 @@ _KTHREADD_PID = 2
 # The report on a victim that was given up: enough threads to see what they wait for.
 _REPORTED_THREADS = 16
 _REPORTED_FRAMES = 12
+# What says nothing of the one who was to be looked at.
+_SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 # Kernel functions in the stack of a task that stands in a call on another process's memory.
 _REMOTE_ACCESS_FRAMES = (b"process_vm_rw", b"mem_rw", b"access_remote_vm", b"__access_remote_vm")
 
@@ -71,15 +74,24 @@ def scout(proc_root: int, process: int, pidfd: int, mounts: list[cgroup.Mount]) 
 
 def find_sharers(proc_root: int, process: int, pid: int) -> tuple[tuple[Sharer, ...], bool]:
     """Every other process on the victim's address space, and whether this kernel and these rights can tell."""
-    victim_thread = find_thread_with_memory(process)
-    if victim_thread is None:
-        return (), True
-    try:
-        syscalls.is_same_mm(victim_thread, os.getpid())
-    except ProcessLookupError:
-        return (), True
-    except OSError:
-        return (), False  # ENOSYS, or EPERM: somebody else's
+    sharers: tuple[Sharer, ...] = ()
+    thread = find_thread_with_memory(process)
+    while thread is not None:
+        try:
+            syscalls.is_same_mm(thread, os.getpid())
+        except ProcessLookupError:
+            pass
+        except OSError:
+            return (), False  # ENOSYS, or EPERM: somebody else's
+        else:
+            sharers = _find_sharers_of(proc_root, thread, pid)
+        compared, thread = thread, find_thread_with_memory(process)
+        if compared == thread:
+            break  # else it ended in between, and who was compared with it since looked like a stranger
+    return sharers, True
+
+
+def _find_sharers_of(proc_root: int, victim_thread: int, pid: int) -> tuple[Sharer, ...]:
     sharers = []
     kthreadd = _KTHREADD_PID if _sees_whole_machine(proc_root) else None
     for other_pid in proc.read_pids(proc_root):
@@ -92,7 +104,7 @@ def find_sharers(proc_root: int, process: int, pid: int) -> tuple[tuple[Sharer, 
             sharer = _read_sharer(proc_root, other_pid)
             if sharer is not None:
                 sharers.append(sharer)
-    return tuple(sharers), True
+    return tuple(sharers)
 
 
 def shares_memory(proc_root: int, victim_thread: int, other_pid: int) -> bool:
@@ -116,8 +128,11 @@ def process_shares_memory(proc_root: int, victim_thread: int, pid: int) -> bool:
         return False
     try:
         stat = proc.read_stat(other)
-        if stat is None or stat.state != "Z" or stat.num_threads == 1:
+        if stat is None or stat.num_threads == 1:
             return False
+        status = proc.read_status(other)
+        if status is None or status.memory is not None:
+            return False  # the leader has an address space, and it is another one
         return any(shares_memory(proc_root, victim_thread, thread) for thread in proc.read_thread_ids(other))
     finally:
         os.close(other)
@@ -241,7 +256,9 @@ def _memcg_directory(mounts: list[cgroup.Mount], process: int) -> str | None:
 def _read_sharer(proc_root: int, pid: int) -> Sharer | None:
     try:
         pidfd = syscalls.pidfd_open(pid) if pid >= syscalls.LOWEST_PID else None
-    except OSError:
+    except OSError as error:
+        if error.errno in _SHORTAGES:
+            raise  # a sharer who is left out would live on with the memory
         return None
     process = proc.open_process(proc_root, pid)
     try:
@@ -290,7 +307,9 @@ def _sum_anon_bytes(proc_root: int, pids: list[int]) -> int:
             continue
         try:
             memory: VictimMemory | None = proc.read_memory(process)
-        except OSError:
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                raise  # what it owns would be taken for nobody's
             memory = None
         finally:
             os.close(process)

@@ -5,6 +5,7 @@ The life cycle says which moves there are; this says what led to them, in the fi
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from oomreaper.model.memory import VictimMemory
@@ -15,6 +16,7 @@ from oomreaper.reaper.lifecycle import OUTCOME_OF_STATE, LifeCycle, State
 if TYPE_CHECKING:
     from oomreaper.model.identity import Identity
     from oomreaper.model.process import Scouting, ThreadReport
+    from oomreaper.reaper.jobs import Struck
 
 _NS_IN_MS = 1_000_000
 _MIB = 1 << 20
@@ -41,6 +43,9 @@ class Case:
             self.identity, frozenset({self.identity, *(sharer.identity for sharer in scouting.sharers)})
         )
         self.sharers = {sharer.identity for sharer in scouting.sharers}
+        # Those who may hold the memory yet: killed, or not looked at. Whoever was seen not to share it is none of them.
+        self.open_sharers = set(self.sharers)
+        self.killed_sharers: set[Identity] = set()
         self.attempts = 0
         self.reason = ""
         self.signal_ns: int | None = None  # when the first signal was sent
@@ -57,10 +62,11 @@ class Case:
         self.account_due_ns: int | None = None
         self.help_due_ns: int | None = None
         self.is_helped = False
-        self.needs_rescan = False  # the kernel says that somebody shares the memory whom we do not know
+        self.needs_rescan = False  # the kernel said that somebody shares the memory, and nobody was found since
         self.is_settled = False
         self.inquest_limit_ns = 0
         self.idle_looks = 0  # looks in a row, while it is leaving, that saw no memory move
+        self.failed_deep_looks = 0
 
     @property
     def before(self) -> VictimMemory | None:
@@ -85,6 +91,20 @@ class Case:
     def timeout_ns(self, allowed_ns: int) -> int:
         """When its time is over: counted from the signal, before that from the moment it was taken on."""
         return (self.taken_ns if self.signal_ns is None else self.signal_ns) + allowed_ns
+
+    def note_sharers(self, asked: tuple[Identity, ...], struck: Struck) -> None:
+        """A strike that was to kill the sharers ``asked`` has told what it came to."""
+        killed = set(struck.sharers_killed)
+        if struck.mrelease_errno == errno.EINVAL and not struck.is_dumping_core:
+            self.needs_rescan = True
+        elif killed - self.killed_sharers:
+            self.needs_rescan = False
+        if struck.signal_errno is not None or not struck.is_dumping_core:  # else nothing was tried
+            left = {*struck.missed, *struck.protected}
+            self.open_sharers -= {life for life in asked if life.pid not in left}
+        self.sharers |= killed
+        self.open_sharers |= killed
+        self.killed_sharers |= killed
 
     def note_freed(self, now: VictimMemory | None) -> None:
         """Count as freed what it held before and no longer does."""

@@ -17,7 +17,8 @@ How it works:
    a new spare is started. That is the founding commit's trylock: 10 attempts, 100 ms apart.
 3. Whether memory is back is for ``verify`` to say. A victim whose address space is out of reach is watched
    until its memory is back or found to be pinned; it holds no slot meanwhile.
-4. After the first attempt, never before, a victim that lives on is helped to leave.
+4. After the first attempt, never before, a victim that lives on is helped to leave. One with a sharer who could not be
+   looked at is signalled by the third attempt only, whatever it sees; he is looked for by each attempt that is left.
 5. A life that was served is marked until it is over, and is never served again (MMF_OOM_SKIP).
 6. What serves no victim (profiles, units, reclaim) stands in ``side_jobs`` and gets what workers are left.
 
@@ -26,7 +27,6 @@ What must change together: a new kind of job wants its deadline here and its row
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,6 +52,7 @@ from oomreaper.reaper.lifecycle import Move, State
 from oomreaper.reaper.roster import Assignment, Roster, Service, Workers
 from oomreaper.reaper.side_jobs import SideDoor, SideJobs, SideTask
 from oomreaper.reaper.verify import Meaning
+from oomreaper.reaper.wire import LIVES_A_MESSAGE
 
 if TYPE_CHECKING:
     from oomreaper.model.identity import Identity
@@ -65,6 +66,11 @@ _HELP_DELAY_NS = 20 * _MS
 # Shared memory comes back when its last user has gone, which is at once for a victim that is merely dying; for one that
 # has not gone by then the record waits no longer. As long as a watcher waits before it takes a second victim.
 _SHARED_WAIT_NS = 200 * _MS
+# The attempt that signals a victim though somebody who shares its memory could not be looked at. Each before it has
+# looked three times; this costs a kill 200 ms at most, and what was missed is looked for by the attempts that are left.
+_STRIKES_ALL_THE_SAME = 3
+# How often the deep look may fail: a shortage has seldom lasted half a second, and one that blocks costs a worker each.
+_DEEP_TRIES = 5
 # How long the record of a victim that was given up may wait for the report on its threads.
 _INQUEST_LIMIT_NS = 250 * _MS
 # How long a worker may wait on each kind of job before it counts as stuck. A scouting compares the victim
@@ -321,8 +327,7 @@ class Crew(SideDoor):
             case.signal_ns = struck.signal_ns
             case.held_at_signal_bytes = None if struck.before is None else struck.before.reapable_bytes
             self._tell(EventKind.KILLED, case, struck.signal_ns)
-        case.sharers.update(struck.sharers_killed)
-        case.needs_rescan = struck.mrelease_errno == errno.EINVAL and not struck.is_dumping_core
+        case.note_sharers(assignment.job.sharers, struck)
         reading = verify.read_strike(struck, case.before)
         if reading.meaning is not Meaning.VANISHED or case.signal_ns is None:
             case.reason = reading.reason  # one that we signalled has vanished by that: what was said of it stands
@@ -333,7 +338,7 @@ class Crew(SideDoor):
                 case.note_freed(struck.memory)
                 case.reason = f"its memory is verified back after attempt {case.attempts}"
                 self._end(case, Move.MEMORY_BACK, now_ns, settled_ns=struck.verified_ns)
-            case Meaning.AGAIN if struck.signal_errno is None:
+            case Meaning.AGAIN if struck.signal_errno is None and struck.is_dumping_core:
                 self._await_dump(case, now_ns)
             case Meaning.AGAIN:
                 memory = struck.memory if struck.memory_problem is None else case.memory_seen
@@ -383,7 +388,8 @@ class Crew(SideDoor):
         case.memory_seen = accounted.memory
         case.charged_seen = accounted.charged
         has_returned = verify.has_returned(case.before, case.scouting.charged, accounted)
-        if has_returned and (case.has_died or not is_moving):
+        # Where others share it, its own death ends nothing: the last of them to go tears the memory down.
+        if has_returned and (not is_moving or (case.has_died and not case.sharers)):
             self._leave(case, accounted, f"it ended by itself; {case.reason}", now_ns)
             return
         case.idle_looks = 0 if is_moving else case.idle_looks + 1
@@ -399,8 +405,21 @@ class Crew(SideDoor):
             holders = verify.describe_holders(accounted.holders)
             case.reason = f"its memory is still charged though no process owns it: {holders}"
             self._end(case, Move.PINNED, now_ns)
+        elif case.needs_rescan:
+            self._give_up(case, "somebody alive shared its memory (EINVAL) who was not found, and may hold it", now_ns)
         else:
             self._leave(case, accounted, "it ended by itself; others took up its memory at once", now_ns)
+
+    def _on_not_accounted(self, case: Case, assignment: Assignment[_Subject], reason: str, now_ns: int) -> None:
+        """A look at what is charged failed. Only a deep one tells what became of the memory of one that has gone."""
+        case.idle_looks += 1
+        case.failed_deep_looks += assignment.job.deep
+        if case.failed_deep_looks >= _DEEP_TRIES:
+            self._give_up(case, f"what became of its memory could not be told: {reason}", now_ns)
+            return
+        if case.idle_looks >= self._settings.attempts:
+            self._deep_looks.add(case.identity)
+        case.account_due_ns = max(now_ns, assignment.started_ns + self._settings.attempt_ns)
 
     def _leave(self, case: Case, accounted: Accounted, reason: str, now_ns: int) -> None:
         case.note_freed(accounted.memory)
@@ -502,13 +521,18 @@ class Crew(SideDoor):
         is_deep = kind is JobKind.ACCOUNT and identity in self._deep_looks
         self._deep_looks.discard(identity)
         is_strike = kind is JobKind.STRIKE
+        strikes_all_the_same = min(_STRIKES_ALL_THE_SAME, self._settings.attempts)
+        # Those first of whom nothing is known; a message holds a thousand, and a look at every process finds the rest.
+        sharers = sorted(subject.open_sharers, key=lambda life: (life in subject.killed_sharers, life))
         return Job(
             kind,
             identity.pid,
             identity.start_time_ticks,
-            sharer_pids=tuple(sharer.pid for sharer in subject.sharers) if is_strike else (),
-            rescan=is_strike and subject.needs_rescan,
+            sharers=tuple(sharers[:LIVES_A_MESSAGE]) if is_strike else (),
+            rescan=is_strike and (subject.needs_rescan or len(sharers) > LIVES_A_MESSAGE),
             spare_dump=self._settings.spare_dump,
+            can_wait=subject.signal_ns is None and subject.attempts < strikes_all_the_same,
+            held_bytes=subject.recorded_before_bytes,
             can_release=self._roster.can_release,
             memcg_directory=subject.scouting.charged.memcg_directory,
             deep=is_deep,
@@ -573,11 +597,7 @@ class Crew(SideDoor):
                 subject.reason = reason
                 self._again(subject, assignment.started_ns, subject.memory_seen, now_ns)
             case JobKind.ACCOUNT if subject.life.state is State.LEAVING:
-                subject.idle_looks += 1
-                if subject.idle_looks < self._settings.attempts:
-                    subject.account_due_ns = max(now_ns, assignment.started_ns + self._settings.attempt_ns)
-                else:
-                    self._give_up(subject, reason, now_ns)
+                self._on_not_accounted(subject, assignment, reason, now_ns)
             case JobKind.INQUEST:
                 self._settle(subject, now_ns)
             case JobKind.PROBE:

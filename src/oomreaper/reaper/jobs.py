@@ -90,22 +90,26 @@ Order = ProfileOrder | UnitOrder | ReclaimOrder
 class Job(NamedTuple):
     """One request; the victim's pidfd travels beside it.
 
-    ``start_time_ticks`` is None only for SCOUT, which finds it. For STRIKE: ``sharer_pids`` are to be killed
-    first, if they still share the memory; ``rescan`` looks for all sharers once more; ``spare_dump`` forbids the signal
-    while the victim dumps core; ``can_release`` False: do not call process_mrelease. For ACCOUNT: ``memcg_directory``
-    is whose charge to read, ``deep`` also looks for memory that nobody owns. Side jobs have an ``order``; their ``pid``
-    is 0, and no pidfd travels with them but that of a RECLAIM from one process.
+    ``start_time_ticks`` is None only for SCOUT, which finds it. For STRIKE: ``sharers`` are to be killed first, if they
+    still share the memory (where the victim has gone: if they hold half of ``held_bytes``, what it held before);
+    ``can_wait``: the victim is spared this time if one of them could not be looked at; ``rescan`` looks for all sharers
+    once more; ``spare_dump`` forbids the signal while the victim dumps core; ``can_release`` False: do not call
+    process_mrelease. For ACCOUNT: ``memcg_directory`` is whose charge to read, ``deep`` also looks for memory that
+    nobody owns. Side jobs have an ``order``; their ``pid`` is 0, and no pidfd travels with them but that of a RECLAIM
+    from one process.
     """
 
     kind: JobKind
     pid: int
     start_time_ticks: int | None
-    sharer_pids: tuple[int, ...] = ()
+    sharers: tuple[Identity, ...] = ()
     rescan: bool = False
     spare_dump: bool = False
     can_release: bool = True
     memcg_directory: str | None = None
     deep: bool = False
+    can_wait: bool = False
+    held_bytes: int = 0
     order: Order | None = None
 
 
@@ -131,10 +135,11 @@ class Scouted(NamedTuple):
 class Struck(NamedTuple):
     """Answer to STRIKE. Times are CLOCK_MONOTONIC in ns.
 
-    ``signal_errno`` is None when no signal was sent (a core dump is spared). ``mrelease_errno`` is None when
-    the call was not made. ``memory`` is what the address space held at ``verified_ns``; None: no thread has it, or,
-    where ``memory_problem`` says why, it could not be read: then nothing is verified. ``before`` is what it held
-    right before the signal; None: not seen. ``protected`` names sharers that may not be killed and turned up only now.
+    ``signal_errno`` is None when no signal was sent (a core dump is spared, or somebody was missed).
+    ``mrelease_errno`` is None when the call was not made. ``memory`` is what the address space held at ``verified_ns``;
+    None: no thread has it, or, where ``memory_problem`` says why, it could not be read: then nothing is verified.
+    ``before`` is what it held right before the signal; None: not seen. ``protected`` names sharers that may not be
+    killed and turned up only now, ``missed`` those that could not be looked at: nothing is known of them.
     """
 
     signal_errno: int | None
@@ -148,6 +153,7 @@ class Struck(NamedTuple):
     protected: tuple[int, ...] = ()
     memory_problem: str | None = None
     before: VictimMemory | None = None
+    missed: tuple[int, ...] = ()
 
 
 class Probed(NamedTuple):

@@ -57,13 +57,16 @@ def read_strike(struck: Struck, before: VictimMemory | None) -> Reading:
         return Reading(Meaning.FORBIDDEN, "the kernel refused the signal (EPERM); ask as root")
     if struck.signal_errno:
         return Reading(Meaning.FORBIDDEN, f"the kernel refused the signal ({_name(struck.signal_errno)})")
-    if struck.signal_errno is None:
+    if struck.signal_errno is None and struck.is_dumping_core:
         return Reading(Meaning.AGAIN, "it is dumping core, which was to be spared")
     return _read_answer(struck, before)
 
 
 def _read_answer(struck: Struck, before: VictimMemory | None) -> Reading:
     """The errno table of DESIGN.md, with the memory's word above the kernel's."""
+    reading = _read_who_is_left(struck, before)
+    if reading is not None:
+        return reading
     match struck.mrelease_errno:
         case (0 | errno.ESRCH) as answer if struck.memory is None and struck.memory_problem is not None:
             said = "0" if answer == 0 else _name(answer)
@@ -87,15 +90,27 @@ def _read_answer(struck: Struck, before: VictimMemory | None) -> Reading:
             return Reading(Meaning.UNSUPPORTED, f"killed without reaping: process_mrelease answered {_name(refusal)}")
         case errno.EINVAL if struck.is_dumping_core:
             return Reading(Meaning.AGAIN, "it is dumping core (EINVAL)")
-        case errno.EINVAL if struck.protected:
-            pids = ", ".join(str(pid) for pid in struck.protected)
-            return Reading(Meaning.AGAIN, f"a protected process shares its memory (EINVAL): {pids}")
         case errno.EINVAL:
             return Reading(Meaning.AGAIN, "the kernel says that somebody alive shares its memory (EINVAL)")
         case errno.EAGAIN:
             return Reading(Meaning.AGAIN, "some of its memory could not be reaped yet (EAGAIN)")
         case other:
             return Reading(Meaning.AGAIN, f"process_mrelease answered {_name(other)}")
+
+
+def _read_who_is_left(struck: Struck, before: VictimMemory | None) -> Reading | None:
+    """Somebody who shares the memory was not killed: then no answer but a reap that is seen to have worked counts."""
+    is_known = struck.memory_problem is None
+    if struck.mrelease_errno == 0 and is_known and is_back(before, struck.memory):
+        return None
+    if struck.missed:
+        words = f"a process that shares its memory could not be looked at: {_list(struck.missed)}"
+    elif struck.protected:
+        words = f"a protected process shares its memory: {_list(struck.protected)}"
+    else:
+        return None
+    answer = struck.mrelease_errno
+    return Reading(Meaning.AGAIN, words if not answer else f"{words} ({_name(answer)})")
 
 
 def is_back(before: VictimMemory | None, now: VictimMemory | None) -> bool:
@@ -107,6 +122,18 @@ def is_back(before: VictimMemory | None, now: VictimMemory | None) -> bool:
         return True
     held = before.reapable_bytes if before is not None else 0
     return now.reapable_bytes <= max(_LEFTOVER_FLOOR_BYTES, held // _LEFTOVER_PART)
+
+
+def is_heir(held_bytes: int, memory: VictimMemory | None) -> bool:
+    """Whether one that shared the memory of a victim that has gone holds it still; it may have left it by exec.
+
+    What a victim held that was too small to be judged by is not worth a doubt.
+    """
+    return (
+        memory is not None
+        and held_bytes >= SMALLEST_JUDGED_BYTES
+        and memory.reapable_bytes >= held_bytes // _RETURNED_PART
+    )
 
 
 def has_moved(earlier: VictimMemory | None, now: VictimMemory | None) -> bool:
@@ -165,6 +192,10 @@ def _charge_fall(earlier: ChargedMemory, now: ChargedMemory) -> int:
         return earlier.memcg_bytes - now.memcg_bytes
     machine_before = earlier.machine_anon_bytes + earlier.machine_swap_bytes
     return machine_before - now.machine_anon_bytes - now.machine_swap_bytes
+
+
+def _list(pids: tuple[int, ...]) -> str:
+    return ", ".join(str(pid) for pid in pids)
 
 
 def _name(number: int) -> str:

@@ -49,7 +49,7 @@ MESSAGE_LIMIT_BYTES = 128 * 1024
 # A part of an answer to PROFILE is sent when it has grown to this. The longest single profile (four texts of 4 KiB, six
 # bytes a character) is below 100 KiB, so this and a message's limit leave room for it only if it comes alone.
 PROFILES_PART_BYTES = 24 * 1024
-# As many lives as one KILL_UNIT names, and its answer: about 30 bytes each.
+# As many lives as one job names, a KILL_UNIT or a STRIKE, and its answer: about 30 bytes each.
 LIVES_A_MESSAGE = 1_000
 
 
@@ -60,11 +60,11 @@ def encode_job(job: Job) -> bytes:
 
 def decode_job(message: bytes) -> Job:
     """A message as a job."""
-    kind_name, pid, start_time_ticks, sharer_pids, *rest = json.loads(message)
+    kind_name, pid, start_time_ticks, sharers, *rest = json.loads(message)
     kind = JobKind(kind_name)
     if rest[-1] is not None:
         rest[-1] = _rebuild(_ORDER_READERS[kind], rest[-1])
-    return Job(kind, pid, start_time_ticks, tuple(sharer_pids), *rest)
+    return Job(kind, pid, start_time_ticks, tuple(Identity(*life) for life in sharers), *rest)
 
 
 def encode_report(report: Report | Part | Outcome) -> bytes:

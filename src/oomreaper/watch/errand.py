@@ -43,6 +43,9 @@ _AFTERCARE_NS = 150 * _NS_IN_MS
 _START_LIMIT_NS = 10 * _NS_IN_SECOND
 # A worker that is killed by the sandbox while it starts is tried again without process_mrelease, then no more.
 _START_FAILURES = 6
+# What says nothing of the kernel or the sandbox: there is no memory or no descriptor at this moment.
+_SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_PIDFD_TRIES = 3  # made at once, as the worker does: somebody may have let go of some meanwhile
 COREDUMP_CHOICES = ("abort", "wait")
 
 
@@ -143,12 +146,15 @@ class Errand:
             self._refuse(target, refusal)
             return
         try:
-            pidfd = syscalls.pidfd_open(target.pid)
+            pidfd = _open_pidfd(target.pid)
         except ProcessLookupError:
             self._outcomes[target] = Outcome(target.pid, None, None, OutcomeKind.GONE, reason="no such process")
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOENT):
                 self._refuse(target, _refuse_thread(self._proc, target.pid))
+                return
+            if error.errno in _SHORTAGES:
+                self._refuse(target, protection.Refusal(f"no pidfd can be had for it now: {error.strerror}"))
                 return
             raise KernelError(
                 f"no pidfd for process {target.pid}: {error.strerror}; it needs Linux 5.3 and a sandbox that lets "
@@ -343,6 +349,16 @@ def serve_library() -> None:
     except KernelError as error:
         sys.exit(str(error))
     sys.stdout.buffer.write(wire.encode_report(outcome))
+
+
+def _open_pidfd(pid: int) -> int:
+    for _ in range(_PIDFD_TRIES - 1):
+        try:
+            return syscalls.pidfd_open(pid)
+        except OSError as error:
+            if error.errno not in _SHORTAGES:
+                raise
+    return syscalls.pidfd_open(pid)
 
 
 def _refuse_thread(root: int, pid: int) -> protection.Refusal:

@@ -6,6 +6,8 @@ holds is the job at hand. It ends with its parent.
 
 What it must read of a victim may be refused in a shortage (ENOMEM, EMFILE, EIO). Then a look says so, and a strike is
 struck all the same: the pidfd was opened for the chosen life and names no other. What was not seen is not claimed.
+Only for those who share its memory a victim is spared a few times: were one of them missed, the victim could go by
+itself, and the memory would live on with him. Where it has gone, the memory is looked for with them.
 
 The last door before the kernel is here: whatever a job says, nobody is signalled but the process that the pidfd names,
 if its pid is above 1, its life is the one that was chosen, and it is neither this program nor its worker.
@@ -28,6 +30,7 @@ from oomreaper.linux import cgroup, look, proc, syscalls
 from oomreaper.linux.resident import become_resident
 from oomreaper.model.identity import Identity
 from oomreaper.policy import protection
+from oomreaper.reaper import verify
 from oomreaper.reaper.jobs import (
     Accounted,
     CouldNotLook,
@@ -66,6 +69,14 @@ _FIRST_OWN_FD = 3  # after stdin, stdout, stderr
 _HIGHEST_FD = 1 << 30  # NR_OPEN_MAX; close_range(2) takes it as "all"
 # Given up when the kernel has no descriptor left for us: a look at a victim needs up to four at a time.
 _RESERVED_DESCRIPTORS = 4
+# A call that had no memory or no descriptor is made again at once: somebody may have let go of some meanwhile.
+_TRIES = 3
+# What a shortage says. Anything else that a call of the rehearsal answers is a refusal: a sandbox may choose its errno.
+_SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+# What an answer names at most; a message has room for twice as many.
+_NAMED_SHARERS = 2_000
+# There is no such process, or its pid has gone to somebody's thread.
+_NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
 _OOM_SCORE_ADJ_FIRST = b"1000"  # the kernel's own killer then agrees on the victim
 
 T = TypeVar("T")
@@ -121,7 +132,7 @@ class WorkerChild:
         if job.kind is JobKind.STRIKE:
             return self._strike(job, pidfd)
         try:
-            return self._with_reserve(lambda: self._look(job, pidfd))
+            return self._insist(lambda: self._look(job, pidfd))
         except LOOK_FAILURES as error:
             return CouldNotLook(describe_failure(error))
 
@@ -158,15 +169,15 @@ class WorkerChild:
         now_ns = time.monotonic_ns()
         process = None
         try:
-            process = self._with_reserve(lambda: self._open_life(job))
-            is_over = process is None or not self._with_reserve(lambda: self._is_named(job.pid, pidfd))
+            process = self._insist(lambda: self._open_life(job))
+            is_over = process is None or not self._insist(lambda: self._is_named(job.pid, pidfd))
         except LOOK_FAILURES:
             is_over = False  # not seen; the pidfd is proof enough, see above
         try:
             if protection.refuse_pid(job.pid, self._ourselves):
                 raise BrokenPromiseError(f"a worker was told to signal {job.pid}, which it never may")
             if is_over:
-                return Struck(errno.ESRCH, None, now_ns, now_ns, now_ns, None, is_dumping_core=False)
+                return self._strike_heirs(job, now_ns)
             if job.spare_dump and _is_dumping_core(process):
                 memory, problem = self._read_left(job, process)
                 return Struck(None, None, now_ns, now_ns, now_ns, memory, is_dumping_core=True, memory_problem=problem)
@@ -187,18 +198,24 @@ class WorkerChild:
     def _strike_life(self, job: Job, process: int | None, pidfd: int) -> Struck:
         """The two calls, and what is to be seen around them; ``process`` None: nothing could be seen before."""
         # What it was chosen by may be a second old, and it may have grown by a gigabyte since.
-        before, _ = (None, None) if process is None else self._read_left(job, process)
-        if not job.sharer_pids and not job.rescan:
+        before, unread = (None, None) if process is None else self._read_left(job, process)
+        if not job.sharers and not job.rescan:
             # The common case: nobody shares the memory. Nothing between this line and the two calls.
             signal_ns = time.monotonic_ns()
             signal_errno, mrelease_errno = _kill(pidfd, can_release=job.can_release)
             released_ns = time.monotonic_ns()
-            killed, protected = _Killed(), tuple[int, ...]()
+            killed = _Killed()
         else:
             signal_ns = time.monotonic_ns()
-            killed, protected = self._kill_sharers(job, process)
+            killed = self._kill_sharers(job, process)
+            if killed.missed and job.can_wait:
+                killed.close()
+                return _spare(killed, signal_ns, before, unread)
             signal_errno, mrelease_errno = _kill(pidfd, can_release=job.can_release)
             released_ns = time.monotonic_ns()
+            if signal_errno == errno.ESRCH:
+                killed.close()  # it has been waited for, whatever could be seen of it before
+                return self._strike_heirs(job, signal_ns)
         memory, problem = self._read_left(job, process)
         if mrelease_errno == errno.ESRCH and memory is None and killed.kept:
             mrelease_errno, memory, problem = self._release_through(killed)
@@ -213,10 +230,39 @@ class WorkerChild:
             memory,
             is_dumping_core=mrelease_errno == errno.EINVAL and _is_dumping_core(process),
             sharers_killed=tuple(killed.identities),
-            protected=protected,
+            protected=tuple(killed.protected),
             memory_problem=problem,
             before=before,
+            missed=tuple(killed.missed),
         )
+
+    def _strike_heirs(self, job: Job, now_ns: int) -> Struck:
+        """The victim has gone: strike those who shared its memory and hold it still."""
+        killed = self._kill_sharers(job, None, is_over=True)
+        try:
+            if not killed.kept:
+                gone = Struck(errno.ESRCH, None, now_ns, now_ns, now_ns, None, is_dumping_core=False)
+                return _spare(killed, now_ns, None, None) if killed.missed or killed.protected else gone
+            mrelease_errno: int | None = None
+            memory, problem = None, None
+            if job.can_release:
+                mrelease_errno, memory, problem = self._release_through(killed)
+            released_ns = time.monotonic_ns()
+            return Struck(
+                0,
+                mrelease_errno,
+                now_ns,
+                released_ns,
+                time.monotonic_ns(),
+                memory,
+                is_dumping_core=False,
+                sharers_killed=tuple(killed.identities),
+                protected=tuple(killed.protected),
+                memory_problem=problem,
+                missed=tuple(killed.missed),
+            )
+        finally:
+            killed.close()
 
     def _read_left(self, job: Job, process: int | None) -> tuple[VictimMemory | None, str | None]:
         """What the address space holds now; words: why that could not be read."""
@@ -227,29 +273,49 @@ class WorkerChild:
         except LOOK_FAILURES as error:
             return None, describe_failure(error)
 
-    def _kill_sharers(self, job: Job, process: int | None) -> tuple[_Killed, tuple[int, ...]]:
+    def _kill_sharers(self, job: Job, process: int | None, *, is_over: bool = False) -> _Killed:
         """Kill whoever shares the memory, before the victim: the victim is to be the last that lets go of it.
 
-        Whoever cannot be looked at is not killed now: the kernel's EINVAL will bring us back to him.
+        ``process`` None: the victim has gone (``is_over``), or it could not be looked at.
         """
         killed = _Killed()
-        protected: list[int] = []
+        lives = [life for life in job.sharers if protection.refuse_pid(life.pid, self._ourselves) is None]
+        if process is None and not is_over:
+            killed.missed += [life.pid for life in lives]
+            return killed
+        if process is not None and job.rescan:
+            with contextlib.suppress(*LOOK_FAILURES):  # the crew asks for it until it has been of use
+                found, _ = self._insist(lambda: look.find_sharers(self._proc, process, job.pid))
+                killed.protected += [s.identity.pid for s in found if protection.refuse_sharer(s, self._ourselves)]
+                lives += [s.identity for s in found if s.identity not in lives]
+        for life in lives:
+            if life.pid not in killed.protected and not self._reach(killed, job, process, life):
+                killed.missed.append(life.pid)
+        return killed
+
+    def _reach(self, killed: _Killed, job: Job, process: int | None, life: Identity) -> bool:
+        """Whether it could be looked at; it is killed if it shares the memory."""
         try:
-            victim_thread = None if process is None else look.find_thread_with_memory(process)
-            if process is None or victim_thread is None:
-                return killed, ()
-            pids = list(job.sharer_pids)
-            if job.rescan:
-                found, _ = look.find_sharers(self._proc, process, job.pid)
-                pids += [sharer.identity.pid for sharer in found if sharer.identity.pid not in pids]
-                protected += [s.identity.pid for s in found if protection.refuse_sharer(s, self._ourselves)]
+            self._insist(lambda: killed.kill(self._proc, life, self._is_sharer(job, process, life)))
         except LOOK_FAILURES:
-            return killed, tuple(protected)
-        for pid in pids:
-            if pid not in protected and protection.refuse_pid(pid, self._ourselves) is None:
-                with contextlib.suppress(*LOOK_FAILURES):
-                    killed.kill(self._proc, victim_thread, pid)
-        return killed, tuple(protected)
+            return False
+        return True
+
+    def _is_sharer(self, job: Job, process: int | None, life: Identity) -> Callable[[int], bool]:
+        """How a sharer is known, by his /proc directory: he may have left the memory by exec, as a vfork child does."""
+
+        def is_sharer(sharer: int) -> bool:
+            # The victim's threads may end at any moment; what was compared with one that has ended says nothing.
+            thread = None if process is None else look.find_thread_with_memory(process)
+            while process is not None and thread is not None:
+                if look.process_shares_memory(self._proc, thread, life.pid):
+                    return True
+                compared, thread = thread, look.find_thread_with_memory(process)
+                if compared == thread:
+                    return False
+            return verify.is_heir(job.held_bytes, proc.read_memory(sharer))
+
+        return is_sharer
 
     def _release_through(self, killed: _Killed) -> tuple[int, VictimMemory | None, str | None]:
         """The victim has let go of the memory; reap it through a sharer that has not."""
@@ -272,6 +338,13 @@ class WorkerChild:
             return proc.read_memory(process)
         finally:
             os.close(process)
+
+    def _insist(self, look_at_it: Callable[[], T]) -> T:
+        """Look; where the kernel has no memory or no descriptor for it, a few times."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(*LOOK_FAILURES):
+                return self._with_reserve(look_at_it)
+        return self._with_reserve(look_at_it)
 
     def _with_reserve(self, look_at_it: Callable[[], T]) -> T:
         """Look; where there is no descriptor for it, once more with the reserve given up meanwhile."""
@@ -331,30 +404,44 @@ class WorkerChild:
 
 
 class _Killed:
-    """Sharers that were signalled; the descriptors of some are kept, to reap through."""
+    """Sharers that were signalled, and those that were not; the descriptors of some are kept, to reap through."""
 
     _KEPT = 8  # any one that still has the memory will do
 
     def __init__(self) -> None:
         self.identities: list[Identity] = []
         self.kept: list[tuple[int, Identity]] = []
+        self.protected: list[int] = []  # not ours to kill
+        self.missed: list[int] = []  # could not be looked at
 
-    def kill(self, proc_root: int, victim_thread: int, pid: int) -> None:
-        """Signal ``pid`` if it shares the victim's memory at this moment; a vfork child may have left it by exec."""
-        process = proc.open_process(proc_root, pid)
+    def kill(self, proc_root: int, life: Identity, is_sharer: Callable[[int], bool]) -> None:
+        """Signal this life if it is seen to share the victim's memory at this moment.
+
+        Raises:
+            OSError, MemoryError: It could not be looked at; nothing was done.
+        """
+        process = proc.open_process(proc_root, life.pid)
+        if process is None:
+            return
         pidfd = None
         try:
-            with contextlib.suppress(OSError):
-                pidfd = syscalls.pidfd_open(pid)
-            stat = proc.read_stat(process) if process is not None else None
-            if pidfd is None or stat is None or not look.process_shares_memory(proc_root, victim_thread, pid):
+            # The start time is read after the pidfd was opened, through a directory that was opened before: one life.
+            pidfd = _open_pidfd(life.pid)
+            stat = proc.read_stat(process)
+            if pidfd is None or stat is None or stat.identity != life or not is_sharer(process):
                 return
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            try:
                 syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
-                self.identities.append(stat.identity)
-                if len(self.kept) < self._KEPT:
-                    self.kept.append((pidfd, stat.identity))
-                    pidfd = None
+            except ProcessLookupError:
+                return
+            except PermissionError:
+                self.protected.append(life.pid)
+                return
+            if len(self.identities) < _NAMED_SHARERS and life not in self.identities:
+                self.identities.append(life)
+            if len(self.kept) < self._KEPT:
+                self.kept.append((pidfd, life))
+                pidfd = None
         finally:
             for fd in (process, pidfd):
                 if fd is not None:
@@ -400,18 +487,58 @@ def run(connection: socket.socket, *, ourselves: protection.Ourselves, can_relea
 
 
 def _rehearse(own_pid: int) -> str | None:
-    """Walk the kill path with signal 0: a sandbox that kills for it does so now, and before any victim is touched."""
+    """Walk the kill path with signal 0: a sandbox that kills for it does so now, and before any victim is touched.
+
+    Raises:
+        OSError: There is no memory or no descriptor for it at this moment: the worker cannot start, another one may.
+    """
     with contextlib.suppress(OSError):
         syscalls.is_same_mm(own_pid, own_pid)
-    call = "pidfd_open"
-    try:
-        pidfd = syscalls.pidfd_open(own_pid)
-        call = "pidfd_send_signal"
-        syscalls.pidfd_send_signal(pidfd, 0)
-        os.close(pidfd)
-    except OSError as error:
-        return f"this kernel or sandbox refuses {call} ({error.strerror}), so nobody can be signalled safely"
+    for tries_left in reversed(range(_TRIES)):
+        call = "pidfd_open"
+        pidfd = None
+        try:
+            pidfd = syscalls.pidfd_open(own_pid)
+            call = "pidfd_send_signal"
+            syscalls.pidfd_send_signal(pidfd, 0)
+        except OSError as error:
+            if error.errno not in _SHORTAGES:
+                return f"this kernel or sandbox refuses {call} ({error.strerror}), so nobody can be signalled safely"
+            if not tries_left:
+                raise
+        else:
+            return None
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
     return None
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """A pidfd; None when there is no such process."""
+    try:
+        return syscalls.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in _NO_PROCESS:
+            return None
+        raise
+
+
+def _spare(killed: _Killed, now_ns: int, memory: VictimMemory | None, problem: str | None) -> Struck:
+    """Somebody was missed, or may not be killed: nothing more is done this time."""
+    return Struck(
+        None,
+        None,
+        now_ns,
+        now_ns,
+        time.monotonic_ns(),
+        memory,
+        is_dumping_core=False,
+        sharers_killed=tuple(killed.identities),
+        protected=tuple(killed.protected),
+        memory_problem=problem,
+        missed=tuple(killed.missed),
+    )
 
 
 def _kill(pidfd: int, *, can_release: bool) -> tuple[int, int | None]:
