@@ -29,12 +29,18 @@ if TYPE_CHECKING:
 _RESULTS = machine.ROOT / "bench/results/latest.json"
 _PAGE = machine.ROOT / "docs/benchmarks.md"
 _NOTES = machine.ROOT / "bench/notes.md"
+_PARTS = ("reap", "watch")
 _QUICK = machine.ROOT / "build/bench"
+
+
+def _is_of_watcher(name: str) -> bool:
+    return name.startswith("watch-")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what the Budgets table promises.")
     names = [figure.name for figure in FIGURES]
+    parser.add_argument("part", nargs="?", choices=_PARTS, help="measure the figures of this part only (default: all)")
     parser.add_argument(
         "--figure", action="append", choices=names, help="measure this one only (may be given more than once)"
     )
@@ -47,6 +53,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, help=f"where the page goes (default: {_PAGE})")
     parser.add_argument("--page-only", action="store_true", help="measure nothing; make the page of the results")
     arguments = parser.parse_args(argv)
+    if arguments.part is not None:
+        is_watch = arguments.part == "watch"
+        arguments.figure = [*(arguments.figure or ()), *(name for name in names if _is_of_watcher(name) is is_watch)]
     if arguments.repeats is not None and arguments.repeats < 1:
         parser.error("--repeats must be at least 1")
     home = (_QUICK / "results.json", _QUICK / "benchmarks.md") if arguments.quick else (_RESULTS, _PAGE)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tests.victims.program import StageError, run_directory
 
-_SOURCE = Path(__file__).with_name("strike.c")
+_SOURCES = Path(__file__).parent
 _NS_IN_MS = 1_000_000
 _LIMIT_S = 30.0
 
@@ -61,21 +61,26 @@ def strike(pid: int) -> Bare:
     return bare
 
 
-@functools.cache
 def compiled_strike() -> Path:
-    """The C program, compiled once a run.
+    """The C program, compiled once a run."""
+    return compiled("strike")
+
+
+@functools.cache
+def compiled(name: str, *options: str) -> Path:
+    """One of the bench's own C programs, compiled once a run.
 
     Raises:
         StageError: There is no compiler, or it refused.
     """
-    program = run_directory() / "strike"
-    command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(_SOURCE)]
+    program, source = run_directory() / name, _SOURCES / f"{name}.c"
+    command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", *options, "-o", str(program), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         message = "no C compiler: install one that answers to `cc`"
         raise StageError(message) from error
     if done.returncode:
-        message = f"cc refused {_SOURCE}:\n{done.stderr}"
+        message = f"cc refused {source}:\n{done.stderr}"
         raise StageError(message)
     return program

@@ -26,6 +26,7 @@ _REPEAT = """\
 ```
 make bench                                     # all of it, some minutes; writes bench/results/latest.json and this page
 .venv/bin/python -m bench --figure stuck       # one figure; the others stay as they are
+.venv/bin/python -m bench watch                # the figures of the watcher; `reap`: those of one victim
 .venv/bin/python -m bench --calm 300           # wait up to 300 s for the machine to be calm before each figure
 .venv/bin/python -m bench --quick              # does the bench work at all? Small victims, results under build/
 ```
@@ -144,7 +145,7 @@ def _value(measure: Measure) -> str:
         case Judge.SHARE_OF_ZEROS:
             (samples, *_) = measure.sides.values()
             return f"{sum(sample == 0 for sample in samples)} of {len(samples)} are 0"
-        case Judge.MEDIAN | Judge.LARGEST:
+        case Judge.MEDIAN | Judge.LARGEST | Judge.P99:
             return f"{number(measure.value, measure.unit)} {measure.unit} ({measure.judge.value})"
 
 

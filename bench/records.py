@@ -24,6 +24,7 @@ class Judge(enum.StrEnum):
     PAIRED_RATIO = "median of the paired ratios"
     MEDIAN = "median"
     LARGEST = "largest"
+    P99 = "99th percentile"
     SHARE_OF_ZEROS = "per cent that are 0"
 
 
@@ -99,6 +100,8 @@ class Measure(NamedTuple):
                 return statistics.median(first)
             case Judge.LARGEST:
                 return max(first)
+            case Judge.P99:
+                return percentile(first, 99)
             case Judge.SHARE_OF_ZEROS:
                 return 100 * sum(sample == 0 for sample in first) / len(first)
 
@@ -159,6 +162,11 @@ def summarize(samples: Sequence[float]) -> Summary:
         return Summary(1, *([samples[0]] * 5))
     lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
     return Summary(len(samples), min(samples), lower, median, upper, max(samples))
+
+
+def percentile(samples: Sequence[float], percent: int) -> float:
+    """The smallest sample that so many per cent of them do not exceed: of 100, the 99th of 99 per cent."""
+    return sorted(samples)[max(0, -(-len(samples) * percent // 100) - 1)]
 
 
 def _measure_as_json(measure: Measure) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_named_commands_and_options_exist(page: Path) -> None:
         subprocess.run(
             [sys.executable, "-m", "oomreaper", command, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for command in ("run", "reap", "doctor", "explain", "check", "import", "demo")
+        for command in ("run", "reap", "doctor", "explain", "check", "import", "simulate", "demo")
     )
     for command in re.findall(r"^[$#] oomreaper (\w+)", text, re.MULTILINE):
         assert command in usage, command

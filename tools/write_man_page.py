@@ -1,4 +1,4 @@
-"""Write docs/man/oomreaper.1 and docs/man/oomreaper-reap.1 from the parser and the tables of the code (``make docs``)."""
+"""Write docs/man/oomreaper.1 and oomreaper-reap.1 from the parser and the tables of the code (``make docs``)."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@
 #    source ~/.local/share/bash_completion/oomreaper
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_oomreaper_subparsers=(run reap doctor explain check import demo)
+_shtab_oomreaper_simulate_subparsers=(run sweep check mutants lockup)
+_shtab_oomreaper_subparsers=(run reap doctor explain check import simulate demo)
 
 _shtab_oomreaper_run_option_strings=(-h --help --config --dry-run --events --within)
 _shtab_oomreaper_reap_option_strings=(-h --help --json --timeout --coredump --dry-run)
@@ -13,6 +14,12 @@ _shtab_oomreaper_doctor_option_strings=(-h --help --json)
 _shtab_oomreaper_explain_option_strings=(-h --help --json --all --config --events --within)
 _shtab_oomreaper_check_option_strings=(-h --help --json --print-defaults)
 _shtab_oomreaper_import_option_strings=(-h --help --json)
+_shtab_oomreaper_simulate_run_option_strings=(-h --help --seed --killer --trace --perfetto --json)
+_shtab_oomreaper_simulate_sweep_option_strings=(-h --help --seeds --killer --file --jobs --json)
+_shtab_oomreaper_simulate_check_option_strings=(-h --help --seeds --first --file --failure --replay --jobs --json)
+_shtab_oomreaper_simulate_mutants_option_strings=(-h --help --seeds --json)
+_shtab_oomreaper_simulate_lockup_option_strings=(-h --help --seeds --write --jobs --json)
+_shtab_oomreaper_simulate_option_strings=(-h --help)
 _shtab_oomreaper_demo_option_strings=(-h --help --json --size-mib)
 _shtab_oomreaper_option_strings=(-h --help --version)
 
@@ -26,7 +33,10 @@ _shtab_oomreaper_import_pos_1_COMPGEN=_shtab_compgen_files
 
 _shtab_oomreaper_reap___coredump_choices=(abort wait)
 _shtab_oomreaper_import_pos_0_choices=(earlyoom nohang systemd-oomd)
-_shtab_oomreaper_pos_0_choices=(run reap doctor explain check import demo)
+_shtab_oomreaper_simulate_run___killer_choices=(none oom_killer founding later ours)
+_shtab_oomreaper_simulate_sweep___killer_choices=(none oom_killer founding later ours)
+_shtab_oomreaper_simulate_pos_0_choices=(run sweep check mutants lockup)
+_shtab_oomreaper_pos_0_choices=(run reap doctor explain check import simulate demo)
 
 _shtab_oomreaper_run__h_nargs=0
 _shtab_oomreaper_run___help_nargs=0
@@ -50,6 +60,25 @@ _shtab_oomreaper_check___print_defaults_nargs=0
 _shtab_oomreaper_import__h_nargs=0
 _shtab_oomreaper_import___help_nargs=0
 _shtab_oomreaper_import___json_nargs=0
+_shtab_oomreaper_simulate_run__h_nargs=0
+_shtab_oomreaper_simulate_run___help_nargs=0
+_shtab_oomreaper_simulate_run___json_nargs=0
+_shtab_oomreaper_simulate_sweep__h_nargs=0
+_shtab_oomreaper_simulate_sweep___help_nargs=0
+_shtab_oomreaper_simulate_sweep___json_nargs=0
+_shtab_oomreaper_simulate_check__h_nargs=0
+_shtab_oomreaper_simulate_check___help_nargs=0
+_shtab_oomreaper_simulate_check___json_nargs=0
+_shtab_oomreaper_simulate_mutants__h_nargs=0
+_shtab_oomreaper_simulate_mutants___help_nargs=0
+_shtab_oomreaper_simulate_mutants___json_nargs=0
+_shtab_oomreaper_simulate_lockup__h_nargs=0
+_shtab_oomreaper_simulate_lockup___help_nargs=0
+_shtab_oomreaper_simulate_lockup___write_nargs=0
+_shtab_oomreaper_simulate_lockup___json_nargs=0
+_shtab_oomreaper_simulate_pos_0_nargs=A...
+_shtab_oomreaper_simulate__h_nargs=0
+_shtab_oomreaper_simulate___help_nargs=0
 _shtab_oomreaper_demo__h_nargs=0
 _shtab_oomreaper_demo___help_nargs=0
 _shtab_oomreaper_demo___json_nargs=0

@@ -35,6 +35,8 @@ complete -c oomreaper -n '__fish_seen_subcommand_from import' -s h -l help -d 's
 complete -c oomreaper -n '__fish_seen_subcommand_from import' -a 'earlyoom nohang systemd-oomd'
 complete -c oomreaper -n '__fish_seen_subcommand_from import' -F
 complete -c oomreaper -n '__fish_seen_subcommand_from import' -l json -d 'print one JSON object a line'
+complete -c oomreaper -n __fish_use_subcommand -a simulate -d 'run the same code on a modelled machine'
+complete -c oomreaper -n '__fish_seen_subcommand_from simulate' -s h -l help -d 'show this help message and exit'
 complete -c oomreaper -n __fish_use_subcommand -a demo -d 'show a shortage, and a process that cannot die lose its memory'
 complete -c oomreaper -n '__fish_seen_subcommand_from demo' -s h -l help -d 'show this help message and exit'
 complete -c oomreaper -n '__fish_seen_subcommand_from demo' -l json -d 'print the samples, the watcher\'s events and the records as JSON lines'

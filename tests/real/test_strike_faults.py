@@ -239,6 +239,24 @@ def test_a_victim_that_has_gone_is_struck_in_who_holds_its_memory(
     os.close(pidfd)
 
 
+def test_a_victim_whose_pid_has_become_ours_is_over_and_no_fault(worker: WorkerChild) -> None:
+    """It was waited for, and a worker that was just started got its pid: the strike says that it has gone.
+
+    Found by the simulator (seed 1677): the retry ended the worker as a bug of ours.
+    """
+    pid, pidfd = sleeper()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    try:
+        worker._ourselves = NOBODY_OF_US._replace(pids=frozenset({pid}))
+        report = worker.do(Job(JobKind.STRIKE, pid, 1), pidfd)
+    finally:
+        os.close(pidfd)
+
+    assert isinstance(report, Struck)
+    assert report.signal_errno == errno.ESRCH
+
+
 def test_a_shortage_in_the_rehearsal_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     """ENOMEM twice is tried again; for good, the worker does not start; EPERM is what the sandbox says."""
     own_pid = os.getpid()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from oomreaper import __version__
 from oomreaper.errors import BrokenPromiseError, KernelError, OomreaperError, UsageError
+from oomreaper.faces import simulate
 from oomreaper.model.outcome import Outcome, OutcomeKind, printable
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_check(commands)
     _add_import(commands)
+    simulate.add_parser(commands)
     demo = commands.add_parser(
         "demo",
         help="show a shortage, and a process that cannot die lose its memory",

@@ -174,10 +174,10 @@ class WorkerChild:
         except LOOK_FAILURES:
             is_over = False  # not seen; the pidfd is proof enough, see above
         try:
+            if is_over:  # its pid may be one of our own workers' by now
+                return self._strike_heirs(job, now_ns)
             if protection.refuse_pid(job.pid, self._ourselves):
                 raise BrokenPromiseError(f"a worker was told to signal {job.pid}, which it never may")
-            if is_over:
-                return self._strike_heirs(job, now_ns)
             if job.spare_dump and _is_dumping_core(process):
                 memory, problem = self._read_left(job, process)
                 return Struck(None, None, now_ns, now_ns, now_ns, memory, is_dumping_core=True, memory_problem=problem)
