@@ -42,7 +42,7 @@ _LOOK_LIMIT_NS = 1_500 * _MS
 # How a hook ended that was ended at its deadline (SIGKILL), and one that could not be started (as of a shell).
 _OVERRUN, _NOT_STARTED = -9, 127
 # How often a look that was lost is taken up again.
-_LOOKS = 10
+_LOOKS = 100
 # Who was asked to end is not let off before the ladder's kill step is due, and has so much time for that to be seen.
 _ESCALATION_GRACE_NS = 2_000 * _MS
 # How many of a unit are reaped as victims of their own, beside the one that was chosen: the largest. The others are
