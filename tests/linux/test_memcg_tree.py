@@ -166,6 +166,85 @@ def test_a_tree_that_is_deeper_than_anybody_needs_ends(tmp_path: Path) -> None:
     assert count_descriptors() == before
 
 
+def test_who_has_come_in_the_place_of_another_is_found(tmp_path: Path) -> None:
+    """As many directories as before, and one of them is another: the next walk finds it, at any depth."""
+    for name in ("a", "b", "c/d/e", "c/d/f"):
+        _group(tmp_path, name, LIMITED)
+    discovery = Discovery(_v2(tmp_path), MACHINE_BYTES)
+    first = _walk_once(discovery)
+    for old, new in (("b", "z"), ("c/d/e", "c/d/g")):
+        (tmp_path / old).rename(tmp_path / new)
+    second = _walk_once(discovery)
+    (tmp_path / "a").rename(tmp_path / "a2")
+    _group(tmp_path, "a2/below", LIMITED)
+    third, fourth = _walk_once(discovery), _walk_once(discovery)
+
+    assert first == ["+/a", "+/b", "+/c/d/e", "+/c/d/f"]
+    assert second == ["+/c/d/g", "+/z", "-/b", "-/c/d/e"]
+    assert (third, fourth) == (["+/a2", "+/a2/below", "-/a"], [])
+
+
+@pytest.mark.parametrize("name", ["fifo", "file", "link"])
+def test_what_has_come_in_the_place_of_a_directory_is_not_walked(tmp_path: Path, name: str) -> None:
+    """A name that was a directory's and is none's any more is gone, whatever stands there now."""
+    _group(tmp_path, "x", LIMITED)
+    _group(tmp_path, "b", LIMITED)
+    discovery = Discovery(_v2(tmp_path / "."), MACHINE_BYTES)
+    _walk_once(discovery)
+    (tmp_path / "x").rename(tmp_path.parent / f"moved-{tmp_path.name}")
+    if name == "link":
+        (tmp_path / "x").symlink_to(tmp_path / "b")
+    elif name == "fifo":
+        os.mkfifo(tmp_path / "x")
+    else:
+        (tmp_path / "x").write_text("", encoding="ascii")
+    (tmp_path / "y").mkdir()  # the link count is as before
+    walked = _walk_once(discovery)
+
+    assert walked == ["-/x"]
+
+
+@pytest.mark.needs("cgroup_v1_memory", "root")
+def test_a_directory_in_which_nothing_changed_is_not_listed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second walk over real groups lists none of them; one that has come below one of them is found all the same."""
+    with own_cgroup("memory") as directory:
+        for name in ("a", "a/x", "a/y", "b"):
+            (directory / name).mkdir()
+        mount = Mount(1, frozenset({"memory"}), str(directory), "/run")
+        discovery = Discovery(mount, MACHINE_BYTES)
+        try:
+            first = _walk_once(discovery)
+            with failing(monkeypatch, "scandir", errno.EMFILE, 0) as fault:
+                again = _walk_once(discovery)
+            (directory / "a/y").rmdir()
+            (directory / "a/z").mkdir()
+            (directory / "a/z/memory.limit_in_bytes").write_text(str(1 << 25), encoding="ascii")
+            found = _walk_once(discovery)
+        finally:
+            for name in ("a/x", "a/y", "a/z", "a", "b"):
+                if (directory / name).exists():
+                    (directory / name).rmdir()
+
+    assert (first, again, found) == ([], [], ["+/run/a/z"])
+    assert not fault.was_reached
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_list_that_is_too_long_to_be_remembered_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """What is found does not depend on what is remembered."""
+    monkeypatch.setattr(memcg_tree, "_MOST_REMEMBERED", most)
+    for name in ("a", "b", "c"):
+        _group(tmp_path, name, LIMITED)
+    discovery = Discovery(_v2(tmp_path), MACHINE_BYTES)
+    first = _walk_once(discovery)
+    second = _walk_once(discovery)
+    (tmp_path / "b").rename(tmp_path / "d")
+
+    assert (first, second, _walk_once(discovery)) == (["+/a", "+/b", "+/c"], [], ["+/d", "-/b"])
+
+
 def test_names_may_hold_anything(tmp_path: Path) -> None:
     """Newlines, escapes, bytes that are no UTF-8: the name comes back as the kernel has it."""
     names = [b"a\nb", b"\x1b[31m", b"\xff\xfe", b"a b", b" (deleted)"]
@@ -205,7 +284,7 @@ def test_a_tree_that_goes_in_mid_walk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ENODEV, errno.EMFILE, errno.ENOMEM])
-@pytest.mark.parametrize("call", ["open", "pread", "scandir"])
+@pytest.mark.parametrize("call", ["open", "pread", "scandir", "stat"])
 def test_each_call_failing_once_loses_no_group_and_no_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
@@ -217,6 +296,8 @@ def test_each_call_failing_once_loses_no_group_and_no_descriptor(
     while was_reached:
         discovery = Discovery(_v2(tmp_path), MACHINE_BYTES)
         known = set(_walk_once(discovery))
+        for parent in ("", "a/"):  # so that both have to be listed again
+            (tmp_path / f"{parent}new{turn}").mkdir()
         with failing(monkeypatch, call, number, turn) as fault:
             try:
                 changes = discovery.step(100)

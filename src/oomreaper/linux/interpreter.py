@@ -20,11 +20,14 @@ def python_command(program: str, *arguments: str) -> list[str]:
 
     The package's folder is appended to the path, not put first: it may be site-packages, which shall not shadow the
     standard library. ``-I -S``: no site packages and nothing of the user's environment, and it starts 20 ms sooner.
+    ``no_debug_ranges``: code keeps its line numbers and not its columns; watcher and workers are 0.3 MiB smaller
+    (2026-11).
 
     Raises:
         KernelError: This program has no interpreter to start (it is frozen, or embeds Python).
     """
-    return [_find_interpreter(), "-I", "-S", "-c", _FIND_PACKAGE + program, _PACKAGE_ROOT, *arguments]
+    options = ("-I", "-S", "-X", "no_debug_ranges")
+    return [_find_interpreter(), *options, "-c", _FIND_PACKAGE + program, _PACKAGE_ROOT, *arguments]
 
 
 def oomreaper_command(*arguments: str) -> list[str]:

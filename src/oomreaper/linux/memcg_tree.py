@@ -4,15 +4,18 @@ What it knows: the tree below the mount of the memory controller, of whichever v
 named in /proc/PID/cgroup. What it refuses to know: how full a group is (``memcg``).
 
 How it works: ``Discovery`` walks the tree a few directories at a time, so that 10,000 groups hold nobody up, and tells
-the difference to the walk before. A directory's link count says how many are below it, so a leaf is never listed.
-It is a hierarchy that others write, with names that may hold anything but a slash and a NUL.
+the difference to the walk before. A directory's link count says how many are below it, so a leaf is never listed, and
+neither is a directory that has as many below it as the walk before has found there, as long as each of those is still
+there: then there is nobody else. It is a hierarchy that others write, with names that may hold anything but a slash and
+a NUL.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple
+import stat
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from oomreaper.linux.kept import CHUNK_BYTES, open_kept
 from oomreaper.linux.memcg import GroupGoneError, GroupMemory, read_own_limit_bytes
@@ -28,8 +31,12 @@ _CONTROLLER = "memory"
 _LEAF_LINKS = 2
 # A walk keeps one descriptor a level. Kubernetes in a container in a user session makes about 12 levels.
 _DEEPEST = 32
+# What is below a directory is remembered up to so many names, 0.2 MB of locked memory; more are listed at each walk.
+_MOST_REMEMBERED = 2_000
 # A directory that is skipped: it went in mid-walk, or is not ours to see.
 _PASSED_OVER = frozenset({errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
+
+_Lists: TypeAlias = "dict[str, tuple[str, ...]]"  # the names of what is below a directory
 
 
 class Group(NamedTuple):
@@ -105,7 +112,7 @@ def read_members(directory: str) -> list[int]:
     """
     pids: set[int] = set()
     try:
-        paths = [directory, *_walk(directory)]
+        paths = [directory, *_walk(directory, {}, {})]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise GroupGoneError(directory) from error
     for path in paths:
@@ -132,6 +139,8 @@ class Discovery:
         self._is_wanted = is_wanted
         self._known: dict[str, Group] = {}
         self._seen: set[str] = set()
+        self._lists: _Lists = {}
+        self._new_lists: _Lists = {}
         self._walk: Generator[str] | None = None
 
     @property
@@ -150,12 +159,14 @@ class Discovery:
         changes: list[Change] = []
         if self._walk is None:
             self._seen.clear()
-            self._walk = _walk(self._mount.directory)
+            self._new_lists = {}
+            self._walk = _walk(self._mount.directory, self._lists, self._new_lists)
         try:
             for _ in range(max_directories):
                 directory = next(self._walk, None)
                 if directory is None:
                     self._walk = None
+                    self._lists = self._new_lists
                     changes += [Change(self._known.pop(scope), False) for scope in self._known.keys() - self._seen]
                     break
                 group = Group(scope_of(self._mount, directory), directory, self._mount.version)
@@ -187,28 +198,83 @@ class Discovery:
         return limit_bytes is not None and limit_bytes < self._machine_bytes
 
 
-def _walk(top: str) -> Generator[str]:
-    """Every directory below ``top``, a parent before its children; links are not followed."""
-    listings = [os.scandir(top)]
+class _Level:
+    """A directory whose subdirectories are gone through: as the kernel lists them, or as they are remembered.
+
+    ``is_whole`` is False once one of them could not be seen; ``found`` has the names of the others.
+    """
+
+    __slots__ = ("_entries", "_remembered", "_visited", "directory", "found", "is_whole")
+
+    def __init__(self, directory: str, remembered: tuple[str, ...] | None = None, visited: list[str] | None = None):
+        self.directory = directory
+        self.found = visited or []
+        self.is_whole = True
+        self._visited = frozenset(self.found)
+        self._remembered = None if remembered is None else iter(remembered)
+        self._entries = os.scandir(directory) if remembered is None else None
+
+    @property
+    def is_remembered(self) -> bool:
+        return self._remembered is not None
+
+    def next_name(self) -> str | None:
+        """The next one; None when there is none."""
+        if self._remembered is not None:
+            return next(self._remembered, None)
+        assert self._entries is not None
+        for entry in self._entries:
+            if entry.is_dir(follow_symlinks=False) and entry.name not in self._visited:
+                return entry.name
+        return None
+
+    def close(self) -> None:
+        """Give its descriptor up."""
+        if self._entries is not None:
+            self._entries.close()
+
+
+def _walk(top: str, before: _Lists, after: _Lists) -> Generator[str]:
+    """Every directory below ``top``, a parent before its children; links are not followed.
+
+    ``before`` is what was found below each at an earlier walk, {} at the first; into ``after`` goes what is now.
+    """
+    levels = [_open_level(top, os.stat(top).st_nlink, before) if before else _Level(top)]
     try:
-        while listings:
+        while levels:
+            level = levels[-1]
             try:
-                entry = next(listings[-1], None)
-                if entry is None:
-                    listings.pop().close()
+                name = level.next_name()
+                if name is None:
+                    levels.pop().close()
+                    if level.is_whole and len(level.found) <= _MOST_REMEMBERED:
+                        after[level.directory] = tuple(level.found)
+                    elif level.is_remembered:
+                        levels.append(_Level(level.directory, visited=level.found))
                     continue
-                if not entry.is_dir(follow_symlinks=False):
+                path = f"{level.directory}/{name}"
+                status = os.stat(path, follow_symlinks=False)
+                if not stat.S_ISDIR(status.st_mode):  # it was one when it was remembered
+                    level.is_whole = False
                     continue
-                yield entry.path
-                if len(listings) < _DEEPEST and entry.stat(follow_symlinks=False).st_nlink != _LEAF_LINKS:
-                    listings.append(os.scandir(entry.path))
+                level.found.append(name)
+                yield path
+                if len(levels) < _DEEPEST and status.st_nlink != _LEAF_LINKS:
+                    levels.append(_open_level(path, status.st_nlink, before))
             except OSError as error:
                 # What was being listed has gone: nothing of it comes any more, and what is above it goes on.
                 if error.errno not in _PASSED_OVER:
                     raise
+                level.is_whole = False
     finally:
-        for listing in listings:
-            listing.close()
+        for level in levels:
+            level.close()
+
+
+def _open_level(directory: str, links: int, before: _Lists) -> _Level:
+    remembered = before.get(directory)
+    is_as_many = remembered is not None and links == _LEAF_LINKS + len(remembered)
+    return _Level(directory, remembered if is_as_many else None)
 
 
 def _read_words(path: str) -> list[str]:
