@@ -47,6 +47,19 @@ class _Run:
 _RUN = pytest.StashKey[_Run]()
 
 
+def _judge_by_results_alone() -> None:
+    """No property fails for the time that an example took: that is the host's, who may take our CPU away."""
+    from hypothesis import HealthCheck, settings  # after its own start, which chooses a profile by the surroundings
+
+    settings.register_profile(
+        "house",
+        parent=settings.get_profile(settings.get_current_profile_name()),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("house")
+
+
 def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
     raise TerminatedError
 
@@ -57,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RUN] = _Run()
     if getattr(config.option, _SEED_OPTION, "absent") is None:
         setattr(config.option, _SEED_OPTION, str(random.SystemRandom().randrange(2**32)))
+    _judge_by_results_alone()
     before = signal.signal(signal.SIGTERM, _raise_terminated)
 
     def give_back() -> None:

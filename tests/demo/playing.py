@@ -110,5 +110,5 @@ def interrupt(number: int, event: str, act: str | None, *, command: Sequence[str
                 demo.send_signal(number)
                 break
         _, errors = demo.communicate(timeout=LIMIT_SECONDS)
-    assert errors == ""
+    assert errors == "", errors  # of a helper: pytest does not show it by itself
     return demo.returncode

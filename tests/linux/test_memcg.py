@@ -66,6 +66,20 @@ V1_GROUP = {
 }
 RECLAIMABLE_V2 = (40 + 13 - 5) * MIB
 RECLAIMABLE_V1 = (40 + 10 - 5) * MIB
+SAMPLE_OF_V2 = ScopeSample(
+    scope="/job",
+    monotonic_ns=33,
+    total_bytes=1000 * MIB,
+    available_bytes=100 * MIB + RECLAIMABLE_V2,
+    swap_total_bytes=1000 * MIB,
+    swap_free_bytes=900 * MIB,
+    current_bytes=900 * MIB,
+    limit_bytes=1000 * MIB,
+    shmem_bytes=70 * MIB,
+    psi_some_us=50,
+    psi_full_us=40,
+    oom_kills=2,
+)
 
 
 @contextlib.contextmanager
@@ -111,35 +125,13 @@ def test_oom_control_of_an_old_kernel_tells_no_kills() -> None:
 
 def test_a_group_of_v2(tmp_path: Path) -> None:
     """Everything told, from its own files; swap without a limit of its own is the machine's."""
-    assert _read(tmp_path, 2, V2_GROUP) == ScopeSample(
-        scope="/job",
-        monotonic_ns=33,
-        total_bytes=1000 * MIB,
-        available_bytes=100 * MIB + RECLAIMABLE_V2,
-        swap_total_bytes=1000 * MIB,
-        swap_free_bytes=900 * MIB,
-        current_bytes=900 * MIB,
-        limit_bytes=1000 * MIB,
-        shmem_bytes=70 * MIB,
-        psi_some_us=50,
-        psi_full_us=40,
-        oom_kills=2,
-    )
+    assert _read(tmp_path, 2, V2_GROUP) == SAMPLE_OF_V2
 
 
 def test_a_group_of_v1(tmp_path: Path) -> None:
     """No pressure in v1; the rest as in v2, from the counters that include what is below."""
-    assert _read(tmp_path, 1, V1_GROUP) == ScopeSample(
-        scope="/job",
-        monotonic_ns=33,
-        total_bytes=1000 * MIB,
-        available_bytes=100 * MIB + RECLAIMABLE_V1,
-        swap_total_bytes=1000 * MIB,
-        swap_free_bytes=900 * MIB,
-        current_bytes=900 * MIB,
-        limit_bytes=1000 * MIB,
-        shmem_bytes=70 * MIB,
-        oom_kills=4,
+    assert _read(tmp_path, 1, V1_GROUP) == SAMPLE_OF_V2._replace(
+        available_bytes=100 * MIB + RECLAIMABLE_V1, psi_some_us=None, psi_full_us=None, oom_kills=4
     )
 
 

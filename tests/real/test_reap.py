@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -70,7 +71,11 @@ def _needs(staging: Staging, *names: str) -> object:
     ],
 )
 def test_the_memory_of_a_victim_that_cannot_die_comes_back(staging: Staging) -> None:
-    """Reaped while it is still stuck: the memory is back, the process is not gone, and the record says both."""
+    """Reaped while it is still stuck: the memory is back, the process is not gone, and the record says both.
+
+    One that is merely starved gets a moment of RT throttling or of the fair server, and may leave at any time: before
+    the record is made, or between that and our look. What it cannot is be gone, by the record, and still be there.
+    """
     with staging(size_bytes=SIZE_BYTES) as victim:
         before_bytes = victim.anon_bytes()
         run = reap(victim.pid)
@@ -79,12 +84,12 @@ def test_the_memory_of_a_victim_that_cannot_die_comes_back(staging: Staging) -> 
 
         assert run.record["outcome"] == "reaped"
         assert run.status == 0
-        # One that is merely starved may get its turn between the record and our look.
-        assert run.record["still_dying"] or is_gone
         assert run.record["freed_bytes"] >= 0.9 * SIZE_BYTES
         assert left_bytes <= 0.1 * before_bytes
-        if "starved" not in staging.__name__:  # RT throttling and the fair server give a starved one a moment
-            assert not is_gone
+        if staging in (stage.starved_by_busy_loops, stage.starved_by_fifo):
+            assert run.record["still_dying"] or is_gone
+        else:
+            assert (run.record["still_dying"], is_gone) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -336,21 +341,25 @@ def test_twenty_held_mmap_locks_cost_no_capacity() -> None:
 
 @pytest.mark.needs("cc", "root", "userfaultfd", "cgroup_v1_memory")
 def test_a_pinned_address_space_is_freed_when_reaped_in_time() -> None:
-    """A blocked process_vm_readv pins it: a reap before its exit frees the memory all the same.
+    """A blocked process_vm_readv pins it: a reap before its exit frees the memory all the same, twice of three times.
 
-    The race with the exit is won at least 95 times of 100 where nobody takes our CPU away; a host may, so three tries.
+    The race with the victim's own exit is won at least 95 times of 100 where nobody takes our CPU away. A host may, and
+    a race that was lost so is recorded as what it is: lost. One of three is granted to the host; two would be ours.
     """
+    records: list[dict[str, Any]] = []
+    fallen_bytes: list[int] = []
     for _ in range(3):
         with stage.pinned_by_remote_read(size_bytes=SIZE_BYTES) as victim:
             charged_before = victim.memcg_usage_bytes()
             run = reap(victim.pid)
-            fallen_bytes = charged_before - victim.memcg_usage_bytes()
-        if run.record["outcome"] != "lost":
-            break
+            fallen_bytes.append(charged_before - victim.memcg_usage_bytes())
+        records.append(run.record)
+        assert run.status == (0 if run.record["outcome"] == "reaped" else 1)
+    outcomes = [record["outcome"] for record in records]
 
-    assert run.status == 0
-    assert run.record["outcome"] == "reaped"
-    assert fallen_bytes >= 0.9 * SIZE_BYTES
+    assert set(outcomes) <= {"reaped", "lost"}
+    assert outcomes.count("reaped") >= 2, records
+    assert [fallen >= 0.9 * SIZE_BYTES for fallen in fallen_bytes] == [outcome == "reaped" for outcome in outcomes]
 
 
 @pytest.mark.needs("cc", "root", "userfaultfd", "cgroup_v1_memory")
@@ -503,6 +512,29 @@ def _read(pool: Pool, worker: int) -> object:
             return said
         wait_until(lambda: False, timeout_s=0.001)
     raise AssertionError("the worker said nothing")
+
+
+@pytest.mark.needs("cc")
+def test_a_worker_that_has_answered_is_not_taken_for_a_stuck_one() -> None:
+    """It sleeps, its job's deadline may have passed, and its answer was not read yet: nobody kills it for that."""
+    root = proc.open_root()
+    pool = Pool(root, frozenset())
+    try:
+        worker = pool.start(can_release=True)
+        assert worker is not None
+        assert wait_until(lambda: _is_readable(pool, worker), 10)
+        assert wait_until(lambda: proc.is_asleep(root, worker), 10)
+        before = pool.is_waiting(worker)
+        _read(pool, worker)
+
+        assert (before, pool.is_waiting(worker)) == (False, True)
+    finally:
+        pool.close()
+        os.close(root)
+
+
+def _is_readable(pool: Pool, worker: int) -> bool:
+    return bool(select.select([pool.filenos()[worker]], [], [], 0)[0])
 
 
 @pytest.mark.needs("cc")

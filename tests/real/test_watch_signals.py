@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +16,12 @@ from tests.real.watching import memory_group
 from tests.real.worst_days import KILL, launched, sealed, watcher_command
 from tests.victims import stage
 from tests.victims.processes import children_of, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.real.watching import Member
+    from tests.real.worst_days import Launched
 
 pytestmark = pytest.mark.needs("root", "cgroup_v1_memory", "process_mrelease")
 
@@ -34,65 +41,64 @@ colour = "green"
 """
 
 
-@STUCK
-def test_a_reload_during_a_kill_disturbs_nothing() -> None:
-    """SIGHUP while a victim holds its mmap_lock: the new plan is taken, the record comes all the same."""
+@contextlib.contextmanager
+def killing_one_that_is_stuck(
+    config: str = KILL + NEVER_PYTHON, *, hog_mib: int = 105, pause_s: float = 0.002
+) -> Iterator[tuple[Launched, stage.StagedVictim, Member]]:
+    """A watcher that has just signalled somebody who holds his mmap_lock, because of a hog beside him: all three."""
     with memory_group(200) as group, contextlib.ExitStack() as stack:
         with group.entered():
             (victim,) = stack.enter_context(stage.mmap_lock_held(size_bytes=90 * stage.MIB))
-        with launched(group, config=KILL + NEVER_PYTHON) as watcher:
-            group.start_hog(105, pause_s=0.002)
+        with launched(group, config=config) as watcher:
+            hog = group.start_hog(hog_mib, pause_s=pause_s)
             watcher.await_event("killed", where=lambda record: record["pid"] == victim.pid)
-            watcher.config_path.write_text(KILL + NEVER_PYTHON + "# new\n", encoding="utf-8")
-            watcher.process.send_signal(signal.SIGHUP)
-            reloading = watcher.manager.await_assignment("RELOADING")
-            watcher.manager.await_assignment("READY")
-            settled = watcher.await_event("settled", where=lambda record: record["pid"] == victim.pid)
+            yield watcher, victim, hog
 
-            assert int(reloading["MONOTONIC_USEC"]) > 0
-            assert settled["outcome"] == "unreapable"
-            assert "the configuration was read again" in watcher.log
-            assert watcher.about(victim.pid) == ["announce", "killed", "settled"]
+
+@STUCK
+def test_a_reload_during_a_kill_disturbs_nothing() -> None:
+    """SIGHUP while a victim holds its mmap_lock: the new plan is taken, the record comes all the same."""
+    with killing_one_that_is_stuck() as (watcher, victim, _):
+        watcher.config_path.write_text(KILL + NEVER_PYTHON + "# new\n", encoding="utf-8")
+        watcher.process.send_signal(signal.SIGHUP)
+        reloading = watcher.manager.await_assignment("RELOADING")
+        watcher.manager.await_assignment("READY")
+        settled = watcher.await_event("settled", where=lambda record: record["pid"] == victim.pid)
+
+        assert int(reloading["MONOTONIC_USEC"]) > 0
+        assert settled["outcome"] == "unreapable"
+        assert "the configuration was read again" in watcher.log
+        assert watcher.about(victim.pid) == ["announce", "killed", "settled"]
 
 
 @STUCK
 def test_the_end_during_a_kill_is_at_once_clean_and_recorded() -> None:
     """SIGTERM while a victim is stuck: within a second no worker and no socket is left, and what was open is told."""
-    with memory_group(200) as group, contextlib.ExitStack() as stack:
-        with group.entered():
-            (victim,) = stack.enter_context(stage.mmap_lock_held(size_bytes=90 * stage.MIB))
-        with launched(group, config=KILL + NEVER_PYTHON) as watcher:
-            group.start_hog(105, pause_s=0.002)
-            watcher.await_event("killed", where=lambda record: record["pid"] == victim.pid)
-            started = children_of(watcher.pid)
-            began = time.monotonic()
-            status = watcher.end(signal.SIGTERM)
-            took_s = time.monotonic() - began
+    with killing_one_that_is_stuck() as (watcher, victim, _):
+        started = children_of(watcher.pid)
+        began = time.monotonic()
+        status = watcher.end(signal.SIGTERM)
+        took_s = time.monotonic() - began
 
-            assert status == 0
-            assert took_s < 1.0
-            assert not os.path.lexists(watcher.events_path)
-            assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
-            last = [record for record in watcher.events if record["event"] in ("warning", "settled")][-1]
-            assert str(victim.pid) in last.get("text", "")
-            assert "is being reaped" in last["text"]
-            assert "is being reaped" in watcher.log
+        assert status == 0
+        assert took_s < 1.0
+        assert not os.path.lexists(watcher.events_path)
+        assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+        last = [record for record in watcher.events if record["event"] in ("warning", "settled")][-1]
+        assert str(victim.pid) in last.get("text", "")
+        assert "is being reaped" in last["text"]
+        assert "is being reaped" in watcher.log
 
 
 @STUCK
 def test_the_end_begins_no_other_hunt() -> None:
     """SIGTERM below the critical floor, where a second victim would be due in 200 ms: that one is left alone."""
-    with memory_group(200) as group, contextlib.ExitStack() as stack:
-        with group.entered():
-            (victim,) = stack.enter_context(stage.mmap_lock_held(size_bytes=90 * stage.MIB))
-        with launched(group, config=KILL + AVOID_PYTHON) as watcher:
-            hog = group.start_hog(300, pause_s=0.0)
-            watcher.await_event("killed", where=lambda record: record["pid"] == victim.pid)
-            status = watcher.end(signal.SIGTERM)
+    with killing_one_that_is_stuck(config=KILL + AVOID_PYTHON, hog_mib=300, pause_s=0.0) as (watcher, _, hog):
+        status = watcher.end(signal.SIGTERM)
 
-            assert status == 0
-            assert hog.is_alive
-            assert watcher.about(hog.pid) == []
+        assert status == 0
+        assert hog.is_alive
+        assert watcher.about(hog.pid) == []
 
 
 def test_the_end_while_somebody_is_asked_takes_nobody_else() -> None:

@@ -329,6 +329,19 @@ class Watching:
             self._connection.close()
             self._connection = None
 
+    def give_up(self, timeout_s: float = 10.0) -> None:
+        """However it stands: end it, with force if need be, and listen no more."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        self.disconnect()
+
     def end(self, number: int = signal.SIGTERM, timeout_s: float = 10.0) -> int:
         """End it and say how it ended."""
         if self.process.poll() is None:
@@ -369,13 +382,4 @@ def watching(
                 watcher.connect()
             yield watcher
         finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            if process.stderr is not None:
-                process.stderr.close()
-            watcher.disconnect()
+            watcher.give_up()

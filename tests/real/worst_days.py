@@ -156,16 +156,7 @@ def launched(
                 watcher.connect()
             yield watcher
         finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            if process.stderr is not None:
-                process.stderr.close()
-            watcher.disconnect()
+            watcher.give_up()
             manager.close()
 
 

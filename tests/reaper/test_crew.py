@@ -13,8 +13,8 @@ from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.model.process import Scouting, ThreadReport
 from oomreaper.reaper.crew import Crew, Settings
 from oomreaper.reaper.handoff import Entry
-from oomreaper.reaper.jobs import CouldNotLook, Helped, Inquired, Job, JobKind, Probed, Report, Scouted
-from tests.reaper.fakes import HELLO, MIB, MS, FakeWorkers, accounted, memory, scouting, struck
+from oomreaper.reaper.jobs import Accounted, CouldNotLook, Helped, Inquired, Job, JobKind, Probed, Report, Scouted
+from tests.reaper.fakes import HELLO, MIB, MS, FakeWorkers, accounted, charged, memory, scouting, struck
 
 START_NS = 1000 * MS
 
@@ -57,6 +57,20 @@ class Stage:
         self.workers.finish(worker)
         self.crew.on_report(worker, report, self.now_ns)
         self.pass_ms(0)
+
+    def lose(self, kind: JobKind) -> None:
+        """Something kills the worker that has such a job."""
+        worker = self.who_has(kind)
+        assert worker is not None, f"no {kind} is out"
+        self.workers.alive.discard(worker)
+        self.workers.jobs.pop(worker)
+        self.crew.on_worker_exit(worker, self.now_ns, why="by SIGKILL", is_sandboxed=False)
+        self.pass_ms(0)
+
+    def kinds(self) -> list[EventKind]:
+        """What was told so far, but for warnings."""
+        self.events += self.crew.take_events()
+        return [event.kind for event in self.events if event.kind is not EventKind.WARNING]
 
     def die(self, pid: int) -> None:
         """The victim's last thread ends."""
@@ -230,6 +244,29 @@ def test_esrch_with_memory_taken_up_by_others_is_exited() -> None:
     assert "others took" in stage.outcome().reason
 
 
+@pytest.mark.parametrize(("orphan_mib", "kind"), [(0, OutcomeKind.EXITED), (512, OutcomeKind.LOST)])
+def test_where_only_the_machine_counts_a_deep_look_has_the_last_word(orphan_mib: float, kind: OutcomeKind) -> None:
+    """No memory cgroup of its own: the machine's count falls when a bystander ends, too; nothing is claimed by it."""
+    whole = charged()._replace(memcg_directory=None, memcg_bytes=None)
+    fallen = whole._replace(machine_anon_bytes=whole.machine_anon_bytes - 600 * MIB)
+    stage = Stage()
+    stage.submit(scouting()._replace(charged=whole))
+    stage.die(500)
+    stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None))
+    deep = []
+    for _ in range(30):
+        if (worker := stage.who_has(JobKind.ACCOUNT)) is not None:
+            deep.append(stage.workers.jobs[worker][0].deep)
+            seen = fallen._replace(orphan_bytes=int(orphan_mib * MIB)) if deep[-1] else fallen
+            stage.answer(JobKind.ACCOUNT, Accounted(None, seen))
+        else:
+            stage.pass_ms(100)
+
+    assert stage.outcome().kind is kind
+    assert deep[-1]
+    assert deep.count(True) == (1 if kind is OutcomeKind.EXITED else 10)
+
+
 def test_a_blocked_worker_is_replaced_and_the_next_victim_served() -> None:
     """mmap_lock held: each attempt loses its worker after 100 ms; given up within 1.3 s, all made good."""
     stage = Stage()
@@ -313,6 +350,81 @@ def test_a_victim_for_which_no_worker_can_be_had_is_refused_in_time() -> None:
 
     assert stage.outcome().kind is OutcomeKind.REFUSED
     assert "no worker" in stage.outcome().reason
+
+
+def test_a_strike_whose_worker_dies_is_taken_up_at_once() -> None:
+    """Nobody waits 100 ms for what was no answer, it is no new attempt, and no signal is told that may not be out."""
+    stage = Stage()
+    stage.submit()
+    for _ in range(2):
+        stage.pass_ms(3)
+        stage.lose(JobKind.STRIKE)
+        assert stage.who_has(JobKind.STRIKE) is not None
+        assert stage.kinds() == [EventKind.ANNOUNCE]
+    stage.pass_ms(3)
+    stage.answer(JobKind.STRIKE, struck(0, None, at_ns=stage.now_ns))
+
+    assert stage.kinds() == [EventKind.ANNOUNCE, EventKind.KILLED, EventKind.SETTLED]
+    assert stage.outcome().kind is OutcomeKind.REAPED
+    assert stage.outcome().attempts == 1
+
+
+def test_one_that_has_gone_by_a_strike_that_was_lost_is_no_stranger() -> None:
+    """The lost worker had signalled it: killed, from the moment in which that strike began, and never called gone."""
+    stage = Stage()
+    stage.submit()
+    stage.lose(JobKind.STRIKE)
+    stage.pass_ms(5)
+    stage.die(500)
+    stage.answer(JobKind.STRIKE, struck(None, None, signal=errno.ESRCH))
+    while stage.who_has(JobKind.ACCOUNT) is not None:
+        stage.answer(JobKind.ACCOUNT, accounted(480))
+    outcome = stage.outcome()
+    killed = next(event for event in stage.events if event.kind is EventKind.KILLED)
+
+    assert outcome.kind is OutcomeKind.EXITED
+    assert killed.monotonic_ns == START_NS
+
+
+def test_strikes_that_are_all_lost_end_with_the_budget_and_are_told() -> None:
+    """Each strike is its worker's end: ten attempts of 100 ms, however many workers they cost, then an outcome."""
+    stage = Stage()
+    stage.submit()
+    begun_ns = stage.now_ns
+    while stage.who_has(JobKind.INQUEST) is None:
+        if stage.who_has(JobKind.STRIKE) is not None:
+            stage.lose(JobKind.STRIKE)
+        elif stage.who_has(JobKind.HELP) is not None:
+            stage.answer(JobKind.HELP, Helped((), ()))
+        stage.pass_ms(1)
+    stage.answer(JobKind.INQUEST, Inquired(()))
+
+    assert stage.outcome().kind is OutcomeKind.UNREAPABLE
+    assert stage.outcome().attempts == 10
+    assert stage.kinds() == [EventKind.ANNOUNCE, EventKind.KILLED, EventKind.SETTLED]
+    assert 900 * MS <= stage.now_ns - begun_ns <= 1300 * MS
+    assert stage.crew.statistics().workers_lost > 100
+
+
+@pytest.mark.parametrize(("has_victim", "most_ms"), [(True, 5), (False, 100)])
+def test_an_idle_worker_that_dies_is_replaced_sooner_while_somebody_is_being_reaped(
+    has_victim: bool,  # noqa: FBT001 - a table
+    most_ms: int,
+) -> None:
+    """A hundred ms later as a rule, five while a victim is open; and no later loss puts a start off that is due."""
+    stage = Stage(workers=1, spares=2)
+    if has_victim:
+        stage.submit()
+    for _ in range(2):
+        idle = next(worker for worker in stage.workers.alive if worker not in stage.workers.jobs)
+        stage.workers.alive.discard(idle)
+        stage.crew.on_worker_exit(idle, stage.now_ns, why="by SIGKILL", is_sandboxed=False)
+        stage.now_ns += 2 * MS
+    stage.pass_ms(most_ms - 5)
+    before = len(stage.workers.alive)
+    stage.pass_ms(1)
+
+    assert (before, len(stage.workers.alive)) == (1, 3)
 
 
 def test_a_sandbox_that_kills_workers_turns_reaping_off() -> None:
@@ -639,3 +751,68 @@ def test_a_look_that_fails_at_the_end_leads_to_the_deep_one() -> None:
         stage.pass_ms(10)
 
     assert stage.outcome().kind is OutcomeKind.EXITED
+
+
+def test_who_was_killed_as_a_sharer_is_named_as_such_to_the_next_attempt() -> None:
+    """The last ones of the list, after those of whom nothing is known."""
+    stage = Stage()
+    stage.submit(scouting(sharers=(501, 502)))
+    first = stage.job(JobKind.STRIKE)
+    answer = struck(errno.EAGAIN, memory(512))
+    stage.answer(JobKind.STRIKE, answer._replace(sharers_killed=(SHARER,), missed=(502,)))
+    stage.pass_ms(100)
+    second = stage.job(JobKind.STRIKE)
+
+    assert (first.sharers, first.killed_count) == ((SHARER, Identity(502, 7)), 0)
+    assert (second.sharers, second.killed_count) == ((Identity(502, 7), SHARER), 1)
+
+
+@pytest.mark.parametrize(
+    ("orphan_mib", "kind"), [(512, OutcomeKind.LOST), (3, OutcomeKind.UNREAPABLE)], ids=["pinned", "perhaps shared"]
+)
+def test_one_who_came_after_the_look_and_holds_as_much_is_a_doubt(orphan_mib: int, kind: OutcomeKind) -> None:
+    """What did not come back is not said to be others' when it may be his; memory that nobody owns is nobody's."""
+    stage = Stage()
+    newcomer = accounted(1000, orphan_mib=orphan_mib)._replace(newcomers=("777 (heir)",))
+
+    outcome = _leave(stage, [newcomer])
+
+    assert outcome.kind is kind
+    assert ("777 (heir)" in outcome.reason) == (kind is OutcomeKind.UNREAPABLE)
+
+
+def test_only_the_deep_look_asks_for_who_came_later() -> None:
+    """By the time of the look at the victim, on the clock of start times."""
+    stage = Stage()
+    stage.submit(scouting()._replace(looked_ns=4711))
+    asked = [stage.job(JobKind.STRIKE).looked_ns]
+    stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None))
+    stage.die(500)
+    while not stage.outcomes():
+        if stage.who_has(JobKind.ACCOUNT) is not None:
+            job = stage.job(JobKind.ACCOUNT)
+            asked.append(job.looked_ns)
+            stage.answer(JobKind.ACCOUNT, accounted(1000, orphan_mib=3 if job.deep else None))
+        stage.pass_ms(10)
+
+    assert asked[:-1] == [None] * (len(asked) - 1)
+    assert asked[-1] == 4711
+
+
+def test_what_another_victim_gave_back_is_not_counted_for_one_that_is_pinned() -> None:
+    """The charge fell by all that the other one held, after this one was looked at: the deep look decides."""
+    stage = Stage()
+    stage.submit(scouting(600))
+    stage.answer(JobKind.STRIKE, struck(0, memory(0)))
+    stage.submit(scouting()._replace(looked_ns=START_NS - 50 * MS))
+    stage.answer(JobKind.STRIKE, struck(errno.ESRCH, None))
+    stage.die(500)
+    while len(stage.outcomes()) < 2:
+        if stage.who_has(JobKind.ACCOUNT) is not None:
+            is_deep = stage.job(JobKind.ACCOUNT).deep
+            stage.answer(JobKind.ACCOUNT, accounted(488, orphan_mib=512 if is_deep else None))
+        if stage.who_has(JobKind.HELP) is not None:
+            stage.answer(JobKind.HELP, Helped((), ()))
+        stage.pass_ms(10)
+
+    assert [outcome.kind for outcome in stage.outcomes()] == [OutcomeKind.REAPED, OutcomeKind.LOST]

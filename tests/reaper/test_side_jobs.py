@@ -40,6 +40,27 @@ def test_profiles_come_back_in_batches() -> None:
     assert stage.crew.is_quiet
 
 
+def test_who_is_asked_about_is_not_asked_about_again() -> None:
+    """Not while he waits, not while a worker has him, not while his answer lies here; after it was taken he is."""
+    stage = Stage()
+    asked = []
+    stage.crew.profile([LIFE], stage.now_ns)
+    for lives in ([LIFE], [OTHER, LIFE], [LIFE, OTHER]):  # the first is out with a worker by now
+        stage.crew.profile(lives, stage.now_ns)
+    for row in (ProfileRow(LIFE, PROFILE), ProfileRow(OTHER, None)):
+        worker = stage.who_has(JobKind.PROFILE)
+        assert worker is not None
+        asked.append(stage.workers.jobs[worker][0].order)
+        stage.answer(JobKind.PROFILE, Profiled((row,)))
+        stage.crew.profile([LIFE], stage.now_ns)
+
+    assert asked == [ProfileOrder((LIFE,)), ProfileOrder((OTHER,))]
+    assert stage.who_has(JobKind.PROFILE) is None
+    assert stage.crew.take_profiled() == [(LIFE, PROFILE), (OTHER, None)]
+    stage.crew.profile([OTHER, LIFE], stage.now_ns)
+    assert stage.who_has(JobKind.PROFILE) is not None
+
+
 def test_a_profile_that_blocks_costs_two_workers_and_is_none() -> None:
     """A batch that did not come back is asked one by one; who blocks is asked once more without his command line."""
     stage = Stage()

@@ -102,6 +102,21 @@ def test_an_heir_holds_half_of_what_the_victim_held() -> None:
     assert not verify.is_heir(0, memory(0))
 
 
+def test_what_other_victims_gave_back_is_not_counted_for_this_one() -> None:
+    """The charge fell by half of this one's memory and by what others gave back, or there is a doubt."""
+    assert verify.has_returned(BEFORE, charged(1000), accounted(344), others_bytes=400 * MIB)
+    assert not verify.has_returned(BEFORE, charged(1000), accounted(345), others_bytes=400 * MIB)
+
+
+def test_whoever_was_killed_as_a_sharer_is_an_heir_while_more_than_a_leftover_is_held() -> None:
+    """He can exec nothing any more: what he holds is the victim's, however small, be it a part of it."""
+    assert verify.is_heir(14 * MIB, memory(14), was_killed=True)
+    assert verify.is_heir(512 * MIB, memory(26), was_killed=True)
+    assert not verify.is_heir(512 * MIB, memory(25), was_killed=True)
+    assert not verify.is_heir(14 * MIB, memory(8), was_killed=True)
+    assert not verify.is_heir(14 * MIB, None, was_killed=True)
+
+
 def test_orphaned_memory_is_charged_and_owned_by_nobody() -> None:
     """Half the victim's size without an owner: pinned. While the victim itself still shows it, it is not orphaned."""
     assert verify.is_orphaned(BEFORE, accounted(1000, orphan_mib=256))

@@ -110,6 +110,8 @@ def test_every_report_is_in_the_list_above() -> None:
         st.booleans(),
         st.booleans(),
         st.integers(0, 2**63),
+        st.integers(0, 1000),
+        st.none() | st.integers(0, 2**63),
         st.none(),
     )
 )

@@ -13,8 +13,9 @@ from oomreaper.reaper.jobs import Hello
 from oomreaper.sim.choice import Seeded
 from oomreaper.sim.linux.bind import bound
 from oomreaper.sim.machine import Machine
+from oomreaper.sim.memory import Area, Kind
 from oomreaper.sim.parameters import MS, SECOND
-from oomreaper.sim.programs import Gate, busy, idle, pin_memory_of, thread_exit
+from oomreaper.sim.programs import Gate, busy, crash, idle, pin_memory_of, stand_in, thread_exit
 from oomreaper.sim.reaping import Reaping
 from oomreaper.sim.userland import ALL_FAULTS, NO_FAULTS, Faults, Userland
 
@@ -208,3 +209,97 @@ def test_a_thread_that_ends_in_the_middle_of_a_look_hides_no_sharer(at_ms: int) 
 
         assert outcome.sharers == (sharer.pid,), (seed, outcome)
         assert mm.anon_pages <= _LEFT_PAGES, seed
+
+
+def _part_that_cannot_be_reaped(on: Machine) -> tuple[Process, tuple[Process, ...]]:
+    """8 of 25 MiB can be reaped; the victim goes at once, its sharer stands at the start of his exit."""
+    area = Area(Kind.ANONYMOUS, "of a guest")
+    area.notifier_blocks = True
+    victim = on.add_process("victim", [idle()], anon_mib=8, areas=((area, 17),))
+    return victim, (on.add_process("sharer", [stand_in(Gate("a server"))], mm=victim.mm),)
+
+
+def test_what_a_killed_sharer_still_holds_is_not_said_to_be_back() -> None:
+    """However small the victim was: he was seen to share it, so what he holds is the victim's."""
+    for seed in range(40):
+        outcome, mm, (sharer,) = _reap(seed, _part_that_cannot_be_reaped)
+
+        assert mm.anon_pages > 8 << 8
+        assert outcome.kind is OutcomeKind.UNREAPABLE, (seed, outcome)
+        assert outcome.sharers == (sharer.pid,)
+
+
+def _small_and_dumping(on: Machine) -> tuple[Process, tuple[Process, ...]]:
+    victim = on.add_process("victim", [crash(dump_ns=SECOND)], anon_mib=24)
+    return victim, (on.add_process("sharer", [stand_in(Gate("a server"))], mm=victim.mm),)
+
+
+def test_the_memory_of_a_small_victim_is_reaped_through_its_killed_sharer() -> None:
+    """The victim dumped core, so the first strike could not reap; then it went by itself, and the sharer could not."""
+    for seed in range(40):
+        outcome, mm, (sharer,) = _reap(seed, _small_and_dumping)
+
+        assert sharer.is_group_exit
+        assert mm.anon_pages <= 8 << 8, (seed, outcome)
+        assert outcome.kind is not None
+        assert outcome.kind.is_success
+
+
+def _pinned_beside_two_that_share(on: Machine) -> tuple[Process, tuple[Process, ...]]:
+    couple = on.add_process("one", [idle()], anon_mib=_SIZE_MIB)
+    on.add_process("other", [idle()], mm=couple.mm)
+    return _pinned(on)
+
+
+def test_what_others_share_among_them_hides_no_pinned_memory() -> None:
+    """Added up twice, it made up for all that nobody owns: what was pinned was said to be taken up by others."""
+    kinds = set()
+    for seed in range(40):
+        outcome, mm, _ = _reap(seed, _pinned_beside_two_that_share)
+        kinds.add(outcome.kind)
+
+        assert outcome.kind is OutcomeKind.LOST or mm.anon_pages <= _LEFT_PAGES, (seed, outcome)
+
+    assert OutcomeKind.LOST in kinds
+
+
+def _bear_after(steps: int) -> Program:
+    """A process that shares its memory with one that is born after so many steps."""
+
+    def program(on: Machine, thread: Thread) -> Steps:
+        for _ in range(steps):
+            yield from on.user(thread)
+        on.add_process("newborn", [idle()], mm=thread.process.mm)
+        while True:
+            yield from on.nap(thread, 10 * MS)
+
+    return program
+
+
+def test_a_sharer_that_is_born_after_the_look_is_not_taken_for_others() -> None:
+    """Who holds what did not come back cannot be told once the victim has gone: then that is what is said."""
+    kinds = set()
+    for seed in range(200):
+
+        def staging(on: Machine, steps: int = 1 + seed * 7 % 120) -> tuple[Process, tuple[Process, ...]]:
+            return on.add_process("victim", [_bear_after(steps)], anon_mib=_SIZE_MIB), ()
+
+        outcome, mm, _ = _reap(seed, staging)
+        assert outcome.kind is not None
+        kinds.add(outcome.kind)
+
+        assert not outcome.kind.is_success or mm.anon_pages <= _LEFT_PAGES, (seed, outcome)
+
+    assert OutcomeKind.UNREAPABLE in kinds
+
+
+def test_a_look_that_is_lost_makes_nobody_refused() -> None:
+    """All faults: whoever is there and may be killed is looked at again for a second."""
+    refused = [
+        (seed, outcome.reason)
+        for seed in range(200)
+        for outcome, _, _ in [_reap(seed, _alone, faults=ALL_FAULTS)]
+        if outcome.kind is OutcomeKind.REFUSED
+    ]
+
+    assert refused == []

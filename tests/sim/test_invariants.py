@@ -141,11 +141,17 @@ def test_only_who_was_meant_is_killed() -> None:
 
 
 def test_a_worker_may_be_dismissed() -> None:
-    """The watcher's own SIGKILL to a worker that is stuck is no kill in this sense."""
+    """SIGKILL to a worker that is stuck, by its master, or by a fault, is no kill in this sense; by a comrade it is."""
     scene = Scene(meant_victim=True)
-    worker = scene.machine.add_process("oomreaper/reap", [programs.idle()])
+    workers = [
+        scene.machine.add_process("oomreaper/reap", [programs.idle()], parent=scene.sender) for _number in range(3)
+    ]
 
-    scene.machine.kill(worker, scene.sender)
+    scene.machine.kill(workers[0], scene.sender)
+    scene.machine.kill(workers[1])
+    scene.invariants.check_outcomes({})
+    with breaks("wrong-victim"):
+        scene.machine.kill(workers[2], workers[0])
 
 
 def test_reserves_are_for_the_dying() -> None:
@@ -189,6 +195,36 @@ def test_what_was_reaped_to_the_end_is_not_reaped_again() -> None:
 
     with breaks("reaped-twice"):
         scene.reap()
+
+
+def test_who_could_not_see_that_it_is_back_may_try_once_more() -> None:
+    """A call of ours failed since the last reap: once more is no second service; a third time is one."""
+    scene = Scene()
+    failures = 0
+    scene.invariants._count_failures = lambda: failures
+    scene.machine.kill(scene.victim)
+    scene.reap()
+    while scene.mm.reapable_pages:
+        scene.machine.free_slice(scene.mm, scene.mm.areas[0], scene.other.threads[0].actor)
+    failures = 1
+
+    scene.reap()
+    with breaks("reaped-twice"):
+        scene.reap()
+
+
+def test_a_reaper_that_is_the_last_to_let_go_tears_down() -> None:
+    """Then it may free all: it held a reference for a read, and its exit_mmap is the victim's."""
+    scene = Scene()
+    area = scene.mm.add(Area(Kind.SHARED))
+    scene.machine.kill(scene.victim)
+    scene.reap()
+    with breaks("reap-outside"):
+        scene.free(area, scene.other)
+    for hook in scene.machine.hooks.tear:
+        hook(scene.mm, scene.other.threads[0].actor)
+
+    scene.free(area, scene.other)
 
 
 @pytest.mark.parametrize("kind", [Kind.SHARED, Kind.HUGETLB, Kind.PFNMAP])
@@ -299,6 +335,23 @@ def test_a_record_of_success_is_true() -> None:
     for kind in (OutcomeKind.REAPED, OutcomeKind.EXITED):
         with breaks("false-claim"):
             scene.invariants.check_outcomes({scene.victim: _outcome(scene.victim, kind)})
+
+
+def test_what_is_pinned_and_too_small_to_be_judged_is_no_false_claim() -> None:
+    """By what is charged nobody can tell 31 MiB; 32 must be told, and any that a process still owns."""
+    scene = Scene()
+    scene.machine.kill(scene.victim, scene.sender)
+    exited = _outcome(scene.victim, OutcomeKind.EXITED)
+    small, large = (exited._replace(anon_before_bytes=mib << 20) for mib in (31, 32))
+    with breaks("false-claim"):
+        scene.invariants.check_outcomes({scene.victim: small})
+    mm = scene.mm
+    scene.victim.threads[0].mm = None
+
+    assert not mm.is_torn_down
+    scene.invariants.check_outcomes({scene.victim: small})
+    with breaks("false-claim"):
+        scene.invariants.check_outcomes({scene.victim: large})
 
 
 def test_nothing_is_left_over_at_the_end() -> None:

@@ -607,6 +607,13 @@ class World:
 
     # -- workers -------------------------------------------------------------------------------------------
 
+    def lose(self, worker: int) -> None:
+        """Something kills a worker; what it was at is never answered."""
+        self.workers.alive.discard(worker)
+        self.workers.jobs.pop(worker, None)
+        self._answering.pop(worker, None)
+        self.crew.on_worker_exit(worker, self.now_ns, why="by SIGKILL", is_sandboxed=False)
+
     def _take_jobs(self) -> None:
         for worker, (job, handle) in list(self.workers.jobs.items()):
             if self._answering.get(worker) is not job:

@@ -1,4 +1,4 @@
-"""The machine as the watcher's mind sees it: censuses are made once and let go of, questions are not asked twice."""
+"""The machine as the watcher's mind sees it: censuses are made once and let go of, pidfds are closed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from oomreaper.watch.machine import LinuxMachine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LIVES = (Identity(101, 1), Identity(102, 2), Identity(103, 3))
-
 
 class FakeSources:
     """Groups without a directory that this machine shows."""
@@ -34,18 +32,7 @@ class FakeCrew:
     """Notes what it is asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Identity, ...]] = []
-        self.answers: list[tuple[Identity, None]] = []
         self.reclaimed: list[tuple[int, int | None]] = []
-
-    def profile(self, lives: tuple[Identity, ...], _now_ns: int) -> None:
-        """Noted."""
-        self.asked.append(lives)
-
-    def take_profiled(self) -> list[tuple[Identity, None]]:
-        """What the test says."""
-        taken, self.answers = self.answers, []
-        return taken
 
     def reclaim(self, wanted_bytes: int, _now_ns: int, *, life: Identity, handle: int) -> None:
         """Noted."""
@@ -97,20 +84,6 @@ def test_a_census_is_made_once_and_not_without_end(stage: Stage) -> None:
     machine.drop_census("/group/19")
     machine.drop_census("/group/19")
     assert not machine.has_census("/group/19")
-
-
-def test_who_is_asked_about_is_not_asked_about_again(stage: Stage) -> None:
-    """Until the answer has come, also when there is none."""
-    machine, crew = stage.machine, stage.crew
-    machine.profile(LIVES[:2], 0)
-    machine.profile(LIVES, 0)
-    machine.profile(LIVES, 0)
-    crew.answers = [(LIVES[0], None)]
-    answers = machine.take_profiled()
-    machine.profile(LIVES, 0)
-
-    assert crew.asked == [LIVES[:2], LIVES[2:], LIVES[:1]]
-    assert answers == [(LIVES[0], None)]
 
 
 def test_a_reclaim_closes_its_pidfd_when_it_is_done(stage: Stage) -> None:

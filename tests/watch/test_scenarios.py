@@ -6,14 +6,19 @@ The machine has 10,000 MiB, so that a per cent is 100 MiB; a rule fires below 4 
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
 from oomreaper.model.identity import Identity
 from oomreaper.model.outcome import OutcomeKind
 from oomreaper.model.plan import Hooks, KillUnit, Victims
+from oomreaper.reaper.jobs import JobKind
 from tests.policy.shortage import rule
-from tests.watch.fakes import GROUP_KILL, KILL, LOW, MS, SECOND, Body, World, make_plan
+from tests.watch.fakes import GROUP_KILL, KILL, LOW, MS, SECOND, START_NS, Body, World, make_plan
+
+if TYPE_CHECKING:
+    from oomreaper.reaper.jobs import Job, Report
 
 HOOKED = Hooks(pre_kill=("/bin/hook",), pre_kill_timeout_ns=200 * MS)
 
@@ -367,6 +372,28 @@ def test_a_second_victim_below_the_floor_only_when_memory_does_not_come() -> Non
 
     assert 200 <= second.at_ms - first.at_ms <= 400
     assert second.at_ms < given_up.at_ms
+
+
+def test_no_second_victim_below_the_floor_before_the_first_is_signalled() -> None:
+    """Below 2 %, and for 600 ms something kills each worker that strikes before it has signalled: nobody else dies."""
+    world = short_world(KILL)
+    world.machine.eaten_mib["machine"] = 150
+    answer, lost = world.answer, []
+
+    def answer_or_die(job: Job, body: Body | None) -> Report | None:
+        if job.kind is not JobKind.STRIKE or world.now_ns > START_NS + 600 * MS:
+            return answer(job, body)
+        (worker,) = (worker for worker, (other, _) in world.workers.jobs.items() if other is job)
+        lost.append(worker)
+        world.at(0.5, partial(world.lose, worker))
+        return None
+
+    world.answer = answer_or_die  # type: ignore[method-assign] # the world of this story
+    world.run(3_000)
+
+    assert len(lost) > 100
+    assert signals(world) == [("SIGKILL", 100)]
+    assert story(world) == [("announce", 100), ("killed", 100), ("settled", 100)]
 
 
 def test_no_second_victim_below_the_floor_while_memory_comes() -> None:

@@ -21,6 +21,11 @@ _KTHREADD_PID = 2
 # The report on a victim that was given up: enough threads to see what they wait for.
 _REPORTED_THREADS = 16
 _REPORTED_FRAMES = 12
+# An address space of this size that is added up twice hides an orphan that is worth a look (half of 32 MiB). Few
+# processes are as large, and kcmp is asked only of those that hold about as much as another.
+_LARGE_BYTES = 8 << 20
+# What is read of one address space twice within some milliseconds is as good as equal; an eighth is a fast grower's.
+_ALIKE_PART = 8
 # What says nothing of the one who was to be looked at.
 _SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 # Kernel functions in the stack of a task that stands in a call on another process's memory.
@@ -200,13 +205,35 @@ def find_holders(proc_root: int, victim_pid: int) -> tuple[str, ...]:
             continue
         try:
             if any(_is_remote_access(other, thread, victim_pid) for thread in proc.read_thread_ids(other)):
-                comm = (proc.read_file(other, "comm") or b"").strip()
-                holders.append(f"{pid} ({comm.decode('utf-8', 'backslashreplace')})")
+                holders.append(_name(pid, other))
         except OSError:
             continue  # not ours to look at
         finally:
             os.close(other)
     return tuple(holders)
+
+
+def find_newcomers(proc_root: int, born_after_ticks: int, held_bytes: int) -> tuple[str, ...]:
+    """Processes that began at that time or later and hold about as much: each may share what a victim left behind.
+
+    Whether one does nobody can tell once the victim has let go of it: kcmp has nothing to compare with any more.
+    """
+    found = []
+    for pid in proc.read_pids(proc_root):
+        process = proc.open_process(proc_root, pid)
+        if process is None:
+            continue
+        try:
+            stat = proc.read_stat(process)
+            memory = None if stat is None or stat.starttime < born_after_ticks else proc.read_memory(process)
+            if memory is not None and _are_alike(memory.reapable_bytes, held_bytes):
+                found.append(_name(pid, process))
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                raise  # whoever is left out would be taken for nobody
+        finally:
+            os.close(process)
+    return tuple(found)
 
 
 def read_threads(process: int) -> tuple[ThreadReport, ...]:
@@ -300,7 +327,9 @@ def _sees_whole_machine(proc_root: int) -> bool:
 
 
 def _sum_anon_bytes(proc_root: int, pids: list[int]) -> int:
+    """What they own. A large address space that several of them share is added up once: it would hide an orphan."""
     total_bytes = 0
+    large: list[tuple[int, int]] = []
     for pid in pids:
         process = proc.open_process(proc_root, pid)
         if process is None:
@@ -313,8 +342,19 @@ def _sum_anon_bytes(proc_root: int, pids: list[int]) -> int:
             memory = None
         finally:
             os.close(process)
-        total_bytes += memory.anon_bytes if memory is not None else 0
+        anon_bytes = memory.anon_bytes if memory is not None else 0
+        if anon_bytes >= _LARGE_BYTES:
+            alike = [other for other, other_bytes in large if _are_alike(anon_bytes, other_bytes)]
+            if any(shares_memory(proc_root, other, pid) for other in alike):
+                continue
+            large.append((pid, anon_bytes))
+        total_bytes += anon_bytes
     return total_bytes
+
+
+def _are_alike(some_bytes: int, other_bytes: int) -> bool:
+    """Whether they may be two readings of one address space, a moment apart."""
+    return abs(some_bytes - other_bytes) <= max(some_bytes, other_bytes) // _ALIKE_PART
 
 
 def _is_remote_access(process: int, thread_id: int, victim_pid: int) -> bool:
@@ -324,6 +364,11 @@ def _is_remote_access(process: int, thread_id: int, victim_pid: int) -> bool:
     words = (proc.read_file(process, f"task/{thread_id}/syscall") or b"").split()
     is_process_vm = b"process_vm_rw" in stack and len(words) > 1
     return not is_process_vm or int(words[1], 16) == victim_pid
+
+
+def _name(pid: int, process: int) -> str:
+    comm = (proc.read_file(process, "comm") or b"").strip()
+    return f"{pid} ({comm.decode('utf-8', 'backslashreplace')})"
 
 
 def _read_text(process: int, name: str) -> str | None:

@@ -43,7 +43,8 @@ class Scouting(NamedTuple):
     """All that a look at a target found, before the decision. ``sharers`` excludes the target itself.
 
     ``can_compare`` is False when kcmp(2) is refused or missing here, so that sharers cannot be known. ``holders``
-    are looked for only when the process has ended already: who may still pin its memory.
+    are looked for only when the process has ended already: who may still pin its memory. ``looked_ns`` is when the
+    look began (CLOCK_MONOTONIC): whoever began later was not seen, and what came back later was charged then.
     """
 
     process: Process
@@ -52,6 +53,7 @@ class Scouting(NamedTuple):
     sharers: tuple[Sharer, ...]
     can_compare: bool
     holders: tuple[str, ...] = ()
+    looked_ns: int | None = None
 
 
 class ThreadReport(NamedTuple):

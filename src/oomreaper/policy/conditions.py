@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from oomreaper.model.plan import Condition
     from oomreaper.policy.history import ScopeHistory
 
-# Looking a member up in its enum costs as much as all the rest of a comparison, and there are many at each look.
-_MEM_AVAILABLE: Final = Metric.MEM_AVAILABLE
-_SWAP_FREE: Final = Metric.SWAP_FREE
-_PSI_MEMORY_SOME: Final = Metric.PSI_MEMORY_SOME
-_PSI_MEMORY_FULL: Final = Metric.PSI_MEMORY_FULL
-_MEMORY_CURRENT: Final = Metric.MEMORY_CURRENT
-_TIME_TO_EXHAUSTION: Final = Metric.TIME_TO_EXHAUSTION
-_ZRAM_USED: Final = Metric.ZRAM_USED
-_BYTES: Final = Unit.BYTES
+# Looking a member up in its enum costs as much as all the rest of a comparison, and there are many at each look: the
+# members that ``policy`` asks for at each are names of their own.
+MEM_AVAILABLE: Final = Metric.MEM_AVAILABLE
+SWAP_FREE: Final = Metric.SWAP_FREE
+PSI_MEMORY_SOME: Final = Metric.PSI_MEMORY_SOME
+PSI_MEMORY_FULL: Final = Metric.PSI_MEMORY_FULL
+MEMORY_CURRENT: Final = Metric.MEMORY_CURRENT
+TIME_TO_EXHAUSTION: Final = Metric.TIME_TO_EXHAUSTION
+ZRAM_USED: Final = Metric.ZRAM_USED
+BYTES: Final = Unit.BYTES
 _PER_CENT = 100.0
 _KIB = 1024
 
@@ -42,28 +43,28 @@ def measure(condition: Condition, history: ScopeHistory) -> float | None:
         return None
     metric = condition.metric
     part: int | None
-    if metric is _MEM_AVAILABLE:
+    if metric is MEM_AVAILABLE:
         # A group without a limit has no total: what is available to it is the machine's, not its own.
         part, whole = (sample.available_bytes if sample.total_bytes > 0 else None), sample.total_bytes
-    elif metric is _SWAP_FREE:
+    elif metric is SWAP_FREE:
         part, whole = sample.swap_free_bytes, sample.swap_total_bytes
         if whole <= 0:
             return 0.0
-    elif metric is _PSI_MEMORY_SOME or metric is _PSI_MEMORY_FULL:
+    elif metric is PSI_MEMORY_SOME or metric is PSI_MEMORY_FULL:
         if condition.window_ns is None:
             return None
-        return history.psi_share_percent(condition.window_ns, is_full=metric is _PSI_MEMORY_FULL)
-    elif metric is _MEMORY_CURRENT:
+        return history.psi_share_percent(condition.window_ns, is_full=metric is PSI_MEMORY_FULL)
+    elif metric is MEMORY_CURRENT:
         part, whole = sample.current_bytes, sample.limit_bytes or 0
-    elif metric is _TIME_TO_EXHAUSTION:
+    elif metric is TIME_TO_EXHAUSTION:
         return history.time_to_exhaustion_seconds()
-    elif metric is _ZRAM_USED:
+    elif metric is ZRAM_USED:
         part, whole = sample.zram_used_bytes, sample.total_bytes
     else:
         assert_never(metric)
     if part is None:
         return None
-    if condition.unit is _BYTES:
+    if condition.unit is BYTES:
         return float(part)
     return _PER_CENT * part / whole if whole > 0 else None
 
@@ -114,7 +115,7 @@ def _in_unit(value: float, unit: Unit) -> str:
         return f"{_short(value)} %"
     if unit is Unit.SECONDS:
         return f"{_short(value)} s"
-    if unit is _BYTES:
+    if unit is BYTES:
         for name in ("B", "KiB", "MiB", "GiB"):
             if value < _KIB:
                 return f"{_short(value)} {name}"

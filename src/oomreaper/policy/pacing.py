@@ -19,25 +19,27 @@ for the levels further up its ladder, and for its recovery, as a near one.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
-from oomreaper.model.plan import MACHINE, Metric, Unit
-from oomreaper.policy.conditions import distance_of, measure
+from oomreaper.model.plan import MACHINE, Unit
+from oomreaper.policy.conditions import (
+    BYTES,
+    MEM_AVAILABLE,
+    MEMORY_CURRENT,
+    PSI_MEMORY_FULL,
+    PSI_MEMORY_SOME,
+    SWAP_FREE,
+    TIME_TO_EXHAUSTION,
+    ZRAM_USED,
+    distance_of,
+    measure,
+)
 
 if TYPE_CHECKING:
     from oomreaper.model.plan import Condition, Rule
     from oomreaper.model.sample import ScopeSample
     from oomreaper.policy.history import ScopeHistory
 
-# As in ``conditions``: looking a member up in its enum costs as much as all the rest of a comparison.
-_MEM_AVAILABLE: Final = Metric.MEM_AVAILABLE
-_SWAP_FREE: Final = Metric.SWAP_FREE
-_PSI_MEMORY_SOME: Final = Metric.PSI_MEMORY_SOME
-_PSI_MEMORY_FULL: Final = Metric.PSI_MEMORY_FULL
-_TIME_TO_EXHAUSTION: Final = Metric.TIME_TO_EXHAUSTION
-_MEMORY_CURRENT: Final = Metric.MEMORY_CURRENT
-_ZRAM_USED: Final = Metric.ZRAM_USED
-_BYTES: Final = Unit.BYTES
 _MS = 1_000_000
 _SECOND = 1_000_000_000
 _PER_CENT = 100.0
@@ -147,28 +149,28 @@ def _foresee(condition: Condition, history: ScopeHistory, sample: ScopeSample) -
     threshold = condition.threshold
     fastest = history.fastest_fall_bytes_per_second()
     metric = condition.metric
-    if metric is _MEM_AVAILABLE or metric is _SWAP_FREE:
-        whole = sample.total_bytes if metric is _MEM_AVAILABLE else sample.swap_total_bytes
+    if metric is MEM_AVAILABLE or metric is SWAP_FREE:
+        whole = sample.total_bytes if metric is MEM_AVAILABLE else sample.swap_total_bytes
         near = measured <= _NEAR_FACTOR * threshold
-    elif metric is _PSI_MEMORY_SOME or metric is _PSI_MEMORY_FULL:
+    elif metric is PSI_MEMORY_SOME or metric is PSI_MEMORY_FULL:
         seconds = distance / _PER_CENT * (condition.window_ns or 0) / _SECOND
         return _Prospect(seconds, measured >= threshold / _NEAR_FACTOR)
-    elif metric is _TIME_TO_EXHAUSTION:
+    elif metric is TIME_TO_EXHAUSTION:
         room = sample.available_bytes + sample.swap_free_bytes
         seconds = room / (_SURPRISE * fastest) - threshold if fastest > 0 else math.inf
         near = measured <= max(_NEAR_FACTOR * threshold, threshold + _NEAR_SECONDS)
         return _Prospect(max(seconds, _FORECAST_GRAIN_SECONDS), near)
-    elif metric is _MEMORY_CURRENT:
+    elif metric is MEMORY_CURRENT:
         whole = sample.limit_bytes or 0
         # Seen from the limit, as the levels above are seen from 0: the room that is left now, and at the threshold.
         top = _PER_CENT if condition.unit is Unit.PERCENT else float(whole)
         near = top - measured <= _NEAR_FACTOR * (top - threshold)
-    elif metric is _ZRAM_USED:
+    elif metric is ZRAM_USED:
         whole = sample.total_bytes
         near = measured >= threshold / _NEAR_FACTOR
     else:
         assert_never(metric)
-    distance_bytes = distance if condition.unit is _BYTES else distance / _PER_CENT * whole
+    distance_bytes = distance if condition.unit is BYTES else distance / _PER_CENT * whole
     fill = MACHINE_FILL_BYTES_PER_SECOND if sample.scope == MACHINE else GROUP_FILL_SHARE * sample.total_bytes
     fill = max(fill, _SURPRISE * fastest, 1.0)
     return _Prospect(distance_bytes / fill, near or distance_bytes < _NEAR_SECONDS * fastest)

@@ -48,7 +48,9 @@ class Case:
         self.killed_sharers: set[Identity] = set()
         self.attempts = 0
         self.reason = ""
+        self.attempt_began_ns: int | None = None  # of the attempt that goes on; a strike may cost it several workers
         self.signal_ns: int | None = None  # when the first signal was sent
+        self.lost_strike_ns: int | None = None  # when a strike began whose worker ended before it could say what it did
         self.settled_ns: int | None = None
         self.has_died = False
         self.memory_seen: VictimMemory | None = scouting.memory

@@ -14,7 +14,8 @@ How it works:
 2. An attempt that has not answered by its deadline stands in process_mrelease on the victim's mmap_lock, if the worker
    really waits (one that is merely starved of CPU is left alone) *and* the victim's memory does not move. Then
    only the worker's death ends it: it is dismissed, the loss counted, a spare takes the next attempt and
-   a new spare is started. That is the founding commit's trylock: 10 attempts, 100 ms apart.
+   a new spare is started. That is the founding commit's trylock: 10 attempts, 100 ms apart. A strike whose worker ended
+   by itself (something killed it) is taken up by another at once, as part of the same attempt.
 3. Whether memory is back is for ``verify`` to say. A victim whose address space is out of reach is watched
    until its memory is back or found to be pinned; it holds no slot meanwhile.
 4. After the first attempt, never before, a victim that lives on is helped to leave. One with a sharer who could not be
@@ -27,6 +28,7 @@ What must change together: a new kind of job wants its deadline here and its row
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,6 +73,8 @@ _SHARED_WAIT_NS = 200 * _MS
 _STRIKES_ALL_THE_SAME = 3
 # How often the deep look may fail: a shortage has seldom lasted half a second, and one that blocks costs a worker each.
 _DEEP_TRIES = 5
+# As many victims as can come to an end between the look at another one and the judgement on it, a second or two later.
+_RECENT_RETURNS = 64
 # How long the record of a victim that was given up may wait for the report on its threads.
 _INQUEST_LIMIT_NS = 250 * _MS
 # How long a worker may wait on each kind of job before it counts as stuck. A scouting compares the victim
@@ -137,6 +141,7 @@ class Crew(SideDoor):
         self._cases: dict[Identity, Case] = {}
         self._looks: deque[tuple[JobKind, Case | _Target]] = deque()
         self._deep_looks: set[Identity] = set()
+        self._returns: deque[tuple[int, int]] = deque(maxlen=_RECENT_RETURNS)  # when, and how many bytes
         self._scouted: list[tuple[int, Scouted]] = []
         self._events: list[Event] = []
         super().__init__(SideJobs())
@@ -258,12 +263,12 @@ class Crew(SideDoor):
 
     def on_worker_exit(self, worker: int, now_ns: int, *, why: str, is_sandboxed: bool) -> None:
         """A worker has ended by itself. ``is_sandboxed``: a seccomp filter killed it (SIGSYS)."""
-        assignment = self._roster.strike_off(worker, now_ns)
+        assignment = self._roster.strike_off(worker, now_ns, is_needed=bool(self._cases or self._looks))
         self._warn(None, f"a worker ended: {why}", now_ns)
         if is_sandboxed:
             self._roster.can_release = False
         if assignment is not None:
-            self._on_no_answer(assignment, f"its worker ended: {why}", now_ns)
+            self._on_worker_lost(assignment, f"its worker ended: {why}", now_ns)
         self._put_to_work(now_ns)
 
     def on_victim_exit(self, identity: Identity, now_ns: int) -> None:
@@ -323,6 +328,8 @@ class Crew(SideDoor):
     def _on_struck(self, case: Case, assignment: Assignment[_Subject], struck: Struck, now_ns: int) -> None:
         if case.life.is_over:
             return
+        if struck.signal_errno == errno.ESRCH:
+            self._presume_signalled(case)
         if struck.signal_errno == 0 and case.signal_ns is None:
             case.signal_ns = struck.signal_ns
             case.held_at_signal_bytes = None if struck.before is None else struck.before.reapable_bytes
@@ -357,6 +364,7 @@ class Crew(SideDoor):
 
     def _again(self, case: Case, started_ns: int, memory: VictimMemory | None, now_ns: int) -> None:
         """One attempt is over without success: another one 100 ms after it began, while the budget lasts."""
+        case.attempt_began_ns = None
         has_moved = verify.has_moved(case.memory_seen, memory)
         case.memory_seen = memory
         if case.attempts >= self._settings.attempts and not has_moved:
@@ -367,6 +375,7 @@ class Crew(SideDoor):
 
     def _await_dump(self, case: Case, now_ns: int) -> None:
         case.attempts -= 1  # nothing was tried
+        case.attempt_began_ns = None
         if case.signal_ns is None:
             case.signal_ns = now_ns  # its clock runs from the moment in which it would have been signalled
         case.life.apply(Move.TRY_AGAIN)
@@ -387,19 +396,23 @@ class Crew(SideDoor):
         )
         case.memory_seen = accounted.memory
         case.charged_seen = accounted.charged
-        has_returned = verify.has_returned(case.before, case.scouting.charged, accounted)
+        others_bytes = self._returned_by_others(case)
+        has_returned = verify.has_returned(case.before, case.scouting.charged, accounted, others_bytes=others_bytes)
         # Where others share it, its own death ends nothing: the last of them to go tears the memory down.
         if has_returned and (not is_moving or (case.has_died and not case.sharers)):
-            self._leave(case, accounted, f"it ended by itself; {case.reason}", now_ns)
-            return
+            if not verify.is_in_doubt(case.before, accounted, is_deep=assignment.job.deep):
+                self._leave(case, accounted, f"it ended by itself; {case.reason}", now_ns)
+                return
+            if not assignment.job.deep:
+                self._look_deep(case)
+                return
         case.idle_looks = 0 if is_moving else case.idle_looks + 1
         if case.idle_looks < self._settings.attempts:
             case.account_due_ns = assignment.started_ns + self._settings.attempt_ns
         elif accounted.memory is not None:
             self._give_up(case, f"its memory is still held; {case.reason}", now_ns)
         elif not assignment.job.deep:
-            self._deep_looks.add(case.identity)
-            self._looks.append((JobKind.ACCOUNT, case))
+            self._look_deep(case)
         elif verify.is_orphaned(case.before, accounted):
             case.freed_bytes = 0
             holders = verify.describe_holders(accounted.holders)
@@ -407,8 +420,25 @@ class Crew(SideDoor):
             self._end(case, Move.PINNED, now_ns)
         elif case.needs_rescan:
             self._give_up(case, "somebody alive shared its memory (EINVAL) who was not found, and may hold it", now_ns)
+        elif accounted.newcomers:
+            who = f"began after the look at it and hold as much: {', '.join(accounted.newcomers)}"
+            self._give_up(case, f"its memory is still charged, and may be shared by those who {who}", now_ns)
         else:
             self._leave(case, accounted, "it ended by itself; others took up its memory at once", now_ns)
+
+    def _look_deep(self, case: Case) -> None:
+        """Have it looked for memory that nobody owns, at once."""
+        self._deep_looks.add(case.identity)
+        self._looks.append((JobKind.ACCOUNT, case))
+
+    def _returned_by_others(self, case: Case) -> int:
+        """What other victims have given back since this one was looked at: that its charge fell is not its doing."""
+        since_ns = case.taken_ns if case.scouting.looked_ns is None else case.scouting.looked_ns
+        returned_bytes = sum(freed_bytes for settled_ns, freed_bytes in self._returns if settled_ns >= since_ns)
+        for other in self._cases.values():
+            if other is not case and not other.life.is_over and other.memory_seen is not None:
+                returned_bytes += max(0, other.held_before_bytes - other.memory_seen.reapable_bytes)
+        return returned_bytes
 
     def _on_not_accounted(self, case: Case, assignment: Assignment[_Subject], reason: str, now_ns: int) -> None:
         """A look at what is charged failed. Only a deep one tells what became of the memory of one that has gone."""
@@ -439,10 +469,12 @@ class Crew(SideDoor):
         """The budget is spent: leave this victim aside and say where it stands."""
         for worker, _ in self._roster.find(JobKind.STRIKE, case):
             self._roster.dismiss(worker, now_ns)
+        self._presume_signalled(case)
         case.note_freed(case.memory_seen)
         case.reason = f"given up after {case.attempts} attempts: {reason.lstrip('; ')}"
         case.life.apply(Move.GIVE_UP)
         case.settled_ns = now_ns
+        self._returns.append((now_ns, case.freed_bytes or 0))
         case.inquest_limit_ns = now_ns + _INQUEST_LIMIT_NS
         case.strike_due_ns = case.account_due_ns = case.help_due_ns = None
         finish(self._handoff.release(case.candidate))
@@ -453,6 +485,7 @@ class Crew(SideDoor):
         """A victim has come to an end; ``settled_ns`` is when that was so, if before now."""
         case.life.apply(move)
         case.settled_ns = now_ns if settled_ns is None else settled_ns
+        self._returns.append((case.settled_ns, case.freed_bytes or 0))
         case.strike_due_ns = case.account_due_ns = None
         finish(self._handoff.release(case.candidate))
         if move in (Move.REFUSE, Move.VANISH):
@@ -510,8 +543,10 @@ class Crew(SideDoor):
         if case.life.state is State.ANNOUNCED:
             case.life.apply(Move.HAND_OVER)
         case.strike_due_ns = None
-        case.attempts += 1
-        self._attempts += 1
+        if case.attempt_began_ns is None:
+            case.attempt_began_ns = now_ns
+            case.attempts += 1
+            self._attempts += 1
         self._assign(self._job(JobKind.STRIKE, case), case, now_ns)
 
     def _job(self, kind: JobKind, subject: Case | _Target) -> Job:
@@ -524,15 +559,18 @@ class Crew(SideDoor):
         strikes_all_the_same = min(_STRIKES_ALL_THE_SAME, self._settings.attempts)
         # Those first of whom nothing is known; a message holds a thousand, and a look at every process finds the rest.
         sharers = sorted(subject.open_sharers, key=lambda life: (life in subject.killed_sharers, life))
+        named = sharers[:LIVES_A_MESSAGE] if is_strike else []
         return Job(
             kind,
             identity.pid,
             identity.start_time_ticks,
-            sharers=tuple(sharers[:LIVES_A_MESSAGE]) if is_strike else (),
+            sharers=tuple(named),
             rescan=is_strike and (subject.needs_rescan or len(sharers) > LIVES_A_MESSAGE),
             spare_dump=self._settings.spare_dump,
             can_wait=subject.signal_ns is None and subject.attempts < strikes_all_the_same,
             held_bytes=subject.recorded_before_bytes,
+            killed_count=sum(life in subject.killed_sharers for life in named),
+            looked_ns=subject.scouting.looked_ns if is_deep else None,
             can_release=self._roster.can_release,
             memcg_directory=subject.scouting.charged.memcg_directory,
             deep=is_deep,
@@ -561,6 +599,28 @@ class Crew(SideDoor):
             self._assign(self._job(JobKind.PROBE, subject), subject, now_ns)
         else:
             self._lose(worker, assignment, now_ns)
+
+    def _on_worker_lost(self, assignment: Assignment[_Subject], reason: str, now_ns: int) -> None:
+        """A worker ended in mid-job, by itself. Nobody knows how far it came: a strike is taken up at once."""
+        case = assignment.subject
+        if assignment.job.kind is not JobKind.STRIKE or not isinstance(case, Case) or case.life.is_over:
+            self._on_no_answer(assignment, reason, now_ns)
+            return
+        if case.lost_strike_ns is None:
+            case.lost_strike_ns = assignment.started_ns
+        case.reason = reason
+        assert case.attempt_began_ns is not None, "a strike is part of an attempt"
+        if now_ns - case.attempt_began_ns >= self._settings.attempt_ns:
+            self._again(case, case.attempt_began_ns, case.memory_seen, now_ns)
+            return
+        case.life.apply(Move.TRY_AGAIN)
+        case.strike_due_ns = now_ns
+
+    def _presume_signalled(self, case: Case) -> None:
+        """A worker that was lost in mid-strike has signalled this victim, as far as anybody can tell by now."""
+        if case.signal_ns is None and case.lost_strike_ns is not None:
+            case.signal_ns = case.lost_strike_ns
+            self._tell(EventKind.KILLED, case, case.lost_strike_ns)
 
     def _lose(self, worker: int, assignment: Assignment[_Subject], now_ns: int) -> None:
         """A worker stands on the victim's mmap_lock: end it, and let a spare try again."""

@@ -91,12 +91,13 @@ class Job(NamedTuple):
     """One request; the victim's pidfd travels beside it.
 
     ``start_time_ticks`` is None only for SCOUT, which finds it. For STRIKE: ``sharers`` are to be killed first, if they
-    still share the memory (where the victim has gone: if they hold half of ``held_bytes``, what it held before);
+    still share the memory (where the victim has gone: if they hold half of ``held_bytes``, what it held before); the
+    last ``killed_count`` of them were killed by an attempt before, and share it for as long as they hold any;
     ``can_wait``: the victim is spared this time if one of them could not be looked at; ``rescan`` looks for all sharers
     once more; ``spare_dump`` forbids the signal while the victim dumps core; ``can_release`` False: do not call
     process_mrelease. For ACCOUNT: ``memcg_directory`` is whose charge to read, ``deep`` also looks for memory that
-    nobody owns. Side jobs have an ``order``; their ``pid`` is 0, and no pidfd travels with them but that of a RECLAIM
-    from one process.
+    nobody owns, and for who began at ``looked_ns`` or later and holds about ``held_bytes``. Side jobs have an
+    ``order``; their ``pid`` is 0, and no pidfd travels with them but that of a RECLAIM from one process.
     """
 
     kind: JobKind
@@ -110,6 +111,8 @@ class Job(NamedTuple):
     deep: bool = False
     can_wait: bool = False
     held_bytes: int = 0
+    killed_count: int = 0
+    looked_ns: int | None = None
     order: Order | None = None
 
 
@@ -126,10 +129,14 @@ class Hello(NamedTuple):
 
 
 class Scouted(NamedTuple):
-    """Answer to SCOUT; ``scouting`` is None when no such process is seen, ``problem`` says what stood in the way."""
+    """Answer to SCOUT; ``scouting`` is None when no such process is seen, ``problem`` says what stood in the way.
+
+    ``needs_permission``: other rights would change that; otherwise another look may.
+    """
 
     scouting: Scouting | None
     problem: str | None = None
+    needs_permission: bool = False
 
 
 class Struck(NamedTuple):
@@ -163,11 +170,16 @@ class Probed(NamedTuple):
 
 
 class Accounted(NamedTuple):
-    """Answer to ACCOUNT; ``holders`` names processes that stand in a call on the victim's memory."""
+    """Answer to ACCOUNT; ``holders`` names processes that stand in a call on the victim's memory.
+
+    ``newcomers`` names those that were not there when the victim was looked at and hold as much as it did: one of them
+    may share its memory.
+    """
 
     memory: VictimMemory | None
     charged: ChargedMemory
     holders: tuple[str, ...] = ()
+    newcomers: tuple[str, ...] = ()
 
 
 class Helped(NamedTuple):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _MS = 1_000_000
 # When no worker could be started (no memory, no pids), or one ended while idle, how soon to try again.
 _RESTART_DELAY_NS = 100 * _MS
+# The same while somebody waits for a worker: a fork costs 1 to 2 ms (2026-11), so that a worker which ends whenever it
+# is started costs a third of a core at most, for as long as a victim has.
+_URGENT_RESTART_DELAY_NS = 5 * _MS
 
 S = TypeVar("S")
 
@@ -38,7 +41,10 @@ class Workers(Protocol):
         """End a worker, whatever it stands in. Nothing more is heard of it."""
 
     def is_waiting(self, worker: int) -> bool:
-        """Whether the worker sleeps in the kernel, rather than runs or waits for a CPU."""
+        """Whether the worker sleeps in the kernel over its job: it neither runs nor awaits a CPU, nor has it answered.
+
+        Who decides may have been kept from the CPU himself: then deadlines have passed whose answers lie there unread.
+        """
 
 
 class Assignment(NamedTuple, Generic[S]):
@@ -107,7 +113,7 @@ class Roster(Generic[S]):
                 yield worker, assignment
 
     def is_waiting(self, worker: int) -> bool:
-        """Whether the worker sleeps in the kernel."""
+        """Whether the worker sleeps in the kernel over its job."""
         return self._workers.is_waiting(worker)
 
     def next_deadline_ns(self) -> int | None:
@@ -155,15 +161,20 @@ class Roster(Generic[S]):
         self.lost += 1
         self._restart_ns = now_ns
 
-    def strike_off(self, worker: int, now_ns: int) -> Assignment[S] | None:
-        """A worker has ended by itself: what it was at. One that was idle is replaced later: the next may end too."""
+    def strike_off(self, worker: int, now_ns: int, *, is_needed: bool) -> Assignment[S] | None:
+        """A worker has ended by itself: what it was at. One that was idle is replaced later: the next may end too.
+
+        ``is_needed``: somebody waits for a worker, or soon will; then not much later.
+        """
         self.lost += 1
         self._starting.discard(worker)
         self.services.pop(worker, None)
         if worker in self._idle:
             self._idle.remove(worker)
         assignment = self._busy.pop(worker, None)
-        self._restart_ns = now_ns + (_RESTART_DELAY_NS if assignment is None else 0)
+        delay_ns = 0 if assignment is not None else _URGENT_RESTART_DELAY_NS if is_needed else _RESTART_DELAY_NS
+        due_ns = now_ns + delay_ns
+        self._restart_ns = due_ns if self._restart_ns is None else min(self._restart_ns, due_ns)
         return assignment
 
     def restore_strength(self, now_ns: int) -> None:

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -86,7 +87,8 @@ class SideJobs:
         self._out: dict[JobKind, SideTask] = {}
         self._units: deque[SideTask] = deque()
         self._reclaims: deque[SideTask] = deque()
-        self._lives: dict[Identity, None] = {}  # to be profiled, in order of asking
+        self._asked: set[Identity] = set()  # whose profile was asked for, and its answer not taken yet
+        self._lives: deque[Identity] = deque()  # to be profiled, in order of asking
         self._single: deque[ProfileOrder] = deque()  # to be asked again, alone
         self._profiled: list[tuple[Identity, Profile | None]] = []
         self._killed: list[UnitKilled] = []
@@ -95,9 +97,11 @@ class SideJobs:
     # -- asking --------------------------------------------------------------------------------------------
 
     def ask_profiles(self, lives: Iterable[Identity]) -> None:
-        """Have these profiled; one that is being asked for already is not asked for twice."""
-        pending = {life for order in (*self._single, self._profile_out()) if order is not None for life in order.lives}
-        self._lives.update((life, None) for life in lives if life not in pending)
+        """Have these profiled; whoever is being asked about already is left out."""
+        for life in lives:
+            if life not in self._asked:
+                self._asked.add(life)
+                self._lives.append(life)
 
     def ask_unit(self, order: UnitOrder) -> None:
         """Have a unit killed, in as many messages as its lives take; the last one goes through the unit."""
@@ -160,6 +164,7 @@ class SideJobs:
     def take_profiled(self) -> list[tuple[Identity, Profile | None]]:
         """The profiles since the last call."""
         taken, self._profiled = self._profiled, []
+        self._asked.difference_update(identity for identity, _ in taken)
         return taken
 
     def take_unit_killed(self) -> list[UnitKilled]:
@@ -210,25 +215,19 @@ class SideJobs:
             return self._reclaims.popleft() if self._reclaims else None
         if self._single:
             return SideTask(_job(kind, self._single.popleft()))
-        lives = tuple(self._lives)[:PROFILES_A_BATCH]
-        for life in lives:
-            del self._lives[life]
+        lives = tuple(self._lives.popleft() for _ in range(min(PROFILES_A_BATCH, len(self._lives))))
         return SideTask(_job(kind, ProfileOrder(lives))) if lives else None
 
-    def _profile_out(self) -> ProfileOrder | None:
-        task = self._out.get(JobKind.PROFILE)
-        order = task.job.order if task is not None else None
-        return order if isinstance(order, ProfileOrder) else None
 
-
-class SideDoor:
+class SideDoor(ABC):
     """What a crew offers beside its victims; ``Crew`` is one, and this is kept here so that its file stays its own."""
 
     def __init__(self, side: SideJobs) -> None:
         self._side = side
 
+    @abstractmethod
     def _put_to_work(self, now_ns: int) -> None:
-        raise NotImplementedError
+        """Give what waits to the workers that are idle."""
 
     def profile(self, lives: Iterable[Identity], now_ns: int) -> None:
         """Look at who these are; one answer for each comes out of ``take_profiled``, None for a life that is over."""

@@ -120,20 +120,20 @@ def is_back(before: VictimMemory | None, now: VictimMemory | None) -> bool:
     """
     if now is None:
         return True
-    held = before.reapable_bytes if before is not None else 0
-    return now.reapable_bytes <= max(_LEFTOVER_FLOOR_BYTES, held // _LEFTOVER_PART)
+    return now.reapable_bytes <= _leftover_bytes(before.reapable_bytes if before is not None else 0)
 
 
-def is_heir(held_bytes: int, memory: VictimMemory | None) -> bool:
+def is_heir(held_bytes: int, memory: VictimMemory | None, *, was_killed: bool = False) -> bool:
     """Whether one that shared the memory of a victim that has gone holds it still; it may have left it by exec.
 
-    What a victim held that was too small to be judged by is not worth a doubt.
+    Whoever was killed as a sharer execs nothing any more: what he holds is the victim's, be it little. Of anybody
+    else, what a victim held that was too small to be judged by is not worth a doubt.
     """
-    return (
-        memory is not None
-        and held_bytes >= SMALLEST_JUDGED_BYTES
-        and memory.reapable_bytes >= held_bytes // _RETURNED_PART
-    )
+    if memory is None:
+        return False
+    if was_killed:
+        return memory.reapable_bytes > _leftover_bytes(held_bytes)
+    return held_bytes >= SMALLEST_JUDGED_BYTES and memory.reapable_bytes >= held_bytes // _RETURNED_PART
 
 
 def has_moved(earlier: VictimMemory | None, now: VictimMemory | None) -> bool:
@@ -143,14 +143,33 @@ def has_moved(earlier: VictimMemory | None, now: VictimMemory | None) -> bool:
     return earlier.reapable_bytes - now.reapable_bytes >= _MOVEMENT_BYTES
 
 
-def has_returned(before: VictimMemory | None, charged_before: ChargedMemory, accounted: Accounted) -> bool:
-    """Whether the memory of a victim whose address space is out of sight has come back, by what is charged."""
+def has_returned(
+    before: VictimMemory | None, charged_before: ChargedMemory, accounted: Accounted, *, others_bytes: int = 0
+) -> bool:
+    """Whether the memory of a victim whose address space is out of sight has come back, by what is charged.
+
+    ``others_bytes``: what other victims gave back meanwhile; some of it may have been charged elsewhere, so a charge
+    that fell by less than both leaves a doubt, which a deep look settles.
+    """
     if accounted.memory is not None:
         return is_back(before, accounted.memory)
     if before is None or before.reapable_bytes < SMALLEST_JUDGED_BYTES:
         return True
-    wanted = before.reapable_bytes // _RETURNED_PART
+    wanted = before.reapable_bytes // _RETURNED_PART + others_bytes
     return _charge_fall(charged_before, accounted.charged) >= wanted
+
+
+def is_in_doubt(before: VictimMemory | None, accounted: Accounted, *, is_deep: bool) -> bool:
+    """Whether it is not certain yet that memory which has come back by what is charged is this victim's.
+
+    Where it has no memory cgroup of its own the machine's count speaks, and that falls when anybody ends. Then a deep
+    look has the last word: whether memory of the victim's size is left that no process owns.
+    """
+    if accounted.memory is not None or accounted.charged.memcg_bytes is not None:
+        return False
+    if before is None or before.reapable_bytes < SMALLEST_JUDGED_BYTES:
+        return False
+    return not is_deep or is_orphaned(before, accounted)
 
 
 def is_charge_moving(earlier: ChargedMemory, now: ChargedMemory, held_bytes: int) -> bool:
@@ -185,6 +204,10 @@ def read_corpse(scouting: Scouting) -> int | None:
 def describe_holders(holders: tuple[str, ...]) -> str:
     """Who pins it, in words."""
     return f"pinned by {', '.join(holders)}" if holders else "pinned, though nobody was found standing in a call on it"
+
+
+def _leftover_bytes(held_bytes: int) -> int:
+    return max(_LEFTOVER_FLOOR_BYTES, held_bytes // _LEFTOVER_PART)
 
 
 def _charge_fall(earlier: ChargedMemory, now: ChargedMemory) -> int:

@@ -37,6 +37,7 @@ class Hooks:
     waited   process                      its parent has waited for it: its pid is free
     free     mm, area, pages, by          pages of an area go back to the allocator
     reap     mm, by                       somebody begins to reap an address space
+    tear     mm, by                       its last user has gone: exit_mmap begins
     skip     mm, by                       MMF_OOM_SKIP is set
     drop     mm                           its last mm_count is gone
     slot     before, after                a killer's hand-off slot changes
@@ -50,6 +51,7 @@ class Hooks:
         self.waited: list[Callable[[Any], None]] = []
         self.free: list[Callable[[Any, Any, int, Any], None]] = []
         self.reap: list[Callable[[Any, Any], None]] = []
+        self.tear: list[Callable[[Any, Any], None]] = []
         self.skip: list[Callable[[Any, Any], None]] = []
         self.drop: list[Callable[[Any], None]] = []
         self.slot: list[Callable[[Any, Any], None]] = []

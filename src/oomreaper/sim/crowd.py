@@ -157,7 +157,6 @@ class Crowd:
         self._crew = crew
         self._handles = handles
         self._censuses: dict[str, SimCensus] = {}
-        self._profiles_asked: set[Identity] = set()
         self._reclaiming: list[int] = []
 
     def scopes(self) -> list[str]:
@@ -214,16 +213,11 @@ class Crowd:
 
     def profile(self, lives: tuple[Identity, ...], now_ns: int) -> None:
         """Have profiles read by a worker."""
-        wanted = tuple(life for life in lives if life not in self._profiles_asked)
-        if wanted:
-            self._profiles_asked.update(wanted)
-            self._crew.profile(wanted, now_ns)
+        self._crew.profile(lives, now_ns)
 
     def take_profiled(self) -> list[tuple[Identity, Profile | None]]:
         """The profiles that have been read."""
-        profiled = self._crew.take_profiled()
-        self._profiles_asked.difference_update(identity for identity, _ in profiled)
-        return profiled
+        return self._crew.take_profiled()
 
     def reclaim(self, scope: str, identity: Identity | None, wanted_bytes: int, now_ns: int) -> None:  # noqa: ARG002 - the seam's
         """v1 has no memory.reclaim: of this process."""

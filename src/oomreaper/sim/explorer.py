@@ -28,6 +28,7 @@ import importlib
 import sys
 import time
 import types
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -262,7 +263,7 @@ def explore(model: Model, *, is_reduced: bool = True, most_schedules: int = 1 <<
     return search.run(most_schedules)
 
 
-class _Search:
+class _Search(ABC):
     def __init__(self, model: Model) -> None:
         self.model = model
         self.states: set[Hashable] = set()
@@ -291,9 +292,9 @@ class _Search:
             time.perf_counter() - start,
         )
 
+    @abstractmethod
     def search(self, most_schedules: int) -> bool:
         """Whether all was searched."""
-        raise NotImplementedError
 
     def step(self, run: _Run, name: str) -> Access:
         """One step, or the breach that it is."""

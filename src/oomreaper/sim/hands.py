@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from oomreaper.errors import BrokenPromiseError, KernelError
+from oomreaper.errors import KernelError
 from oomreaper.linux import proc
-from oomreaper.model.outcome import Outcome
 from oomreaper.policy.protection import Ourselves
-from oomreaper.reaper.jobs import Hello, Profiled, ProfilesPart, Report, Scouted, SharersPart
+from oomreaper.reaper.jobs import Hello
+from oomreaper.reaper.parts import Parts
 from oomreaper.reaper.wire import decode_report, encode_job
 from oomreaper.reaper.worker import child
 from oomreaper.sim.engine import Band, Signal
@@ -21,9 +21,8 @@ from oomreaper.sim.linux.calls import Mailbox, PidFd, ProcRoot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from oomreaper.model.process import Sharer
     from oomreaper.reaper.crew import Crew
-    from oomreaper.reaper.jobs import Job, ProfileRow
+    from oomreaper.reaper.jobs import Job
     from oomreaper.sim.linux.calls import Calls
     from oomreaper.sim.tasks import Process
     from oomreaper.sim.userland import Userland
@@ -49,8 +48,7 @@ class Hands:
         self._band = band
         self._proc: int | None = None
         self._boxes: dict[int, Mailbox] = {}
-        self._parts: dict[int, list[Sharer]] = {}
-        self._rows: dict[int, list[ProfileRow]] = {}
+        self._parts = Parts()
         self._arrived: list[tuple[int, bytes | None]] = []  # None: it has ended
         self.news = Signal("something to happen", is_interruptible=True)
         self.messages = 0
@@ -101,14 +99,15 @@ class Hands:
     def dismiss(self, worker: int) -> None:
         """SIGKILL it; nothing more is heard of it."""
         del self._boxes[worker]
-        self._parts.pop(worker, None)
-        self._rows.pop(worker, None)
+        self._parts.drop(worker)
         process = self._machine.processes.get(worker)
         if process is not None and not process.is_dead:
             self._machine.kill(process, self._master)
 
     def is_waiting(self, worker: int) -> bool:
-        """Whether it sleeps in the kernel, by /proc."""
+        """Whether it sleeps in the kernel, by /proc, and has not answered."""
+        if any(sender == worker for sender, _ in self._arrived):
+            return False
         if self._proc is None:
             self._proc = self._land.user.keep(ProcRoot())  # opened long ago, at the start
         return proc.is_asleep(self._proc, worker)
@@ -137,7 +136,7 @@ class Hands:
                 self._forget(worker)
                 crew.on_worker_exit(worker, now(), why="by SIGKILL", is_sandboxed=False)
                 continue
-            report = self._assemble(worker, message)
+            report = self._parts.join(worker, decode_report(message))
             if report is not None:
                 crew.on_report(worker, report, now())
 
@@ -164,32 +163,13 @@ class Hands:
         worker.answer(Hello(probed, is_locked=True, is_realtime=self._band is Band.FIFO, problem=problem))
         worker.serve()
 
-    def _assemble(self, worker: int, message: bytes) -> Report | None:
-        """As ``Pool.read``."""
-        report = decode_report(message)
-        if isinstance(report, Outcome):
-            raise BrokenPromiseError(f"a worker sent {type(report).__name__}")
-        if isinstance(report, SharersPart):
-            self._parts.setdefault(worker, []).extend(report.sharers)
-            return None
-        if isinstance(report, ProfilesPart):
-            self._rows.setdefault(worker, []).extend(report.rows)
-            return None
-        if isinstance(report, Profiled) and worker in self._rows:
-            report = Profiled((*self._rows.pop(worker), *report.rows))
-        if isinstance(report, Scouted) and report.scouting is not None and worker in self._parts:
-            sharers = (*report.scouting.sharers, *self._parts.pop(worker))
-            report = Scouted(report.scouting._replace(sharers=sharers), report.problem)
-        return report
-
     def _post(self, worker: int, message: bytes | None) -> None:
         self._arrived.append((worker, message))
         self.news.wake_all()
 
     def _forget(self, worker: int) -> None:
         del self._boxes[worker]
-        self._parts.pop(worker, None)
-        self._rows.pop(worker, None)
+        self._parts.drop(worker)
 
     def _orphan(self) -> None:
         """The master has ended: its workers end with it (PR_SET_PDEATHSIG)."""

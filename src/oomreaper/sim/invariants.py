@@ -13,7 +13,7 @@ mm-users-revived   nobody takes mm_users of an address space that has none any m
 pages-freed-twice  no page is freed twice (in ``allocator``)
 reap-races-exit    where the tear-down takes no lock (2016), nobody else frees pages of an address space without users
 reap-outside       nothing is reaped but anonymous, swapped and private memory; in 2016, nothing mlocked
-reaped-twice       an address space that was reaped to the end is not reaped again
+reaped-twice       an address space that was reaped to the end, and seen to be, is not reaped again
 reaped-alive       an address space that a living process uses is not reaped
 protected          nobody with oom_score_adj -1000 is killed, nor init, nor a kernel thread (in ``machine``)
 wrong-victim       nobody is killed who was not meant: a recycled pid names another life
@@ -23,7 +23,7 @@ second-kill        no second victim while the first one's memory is awaited
 lock-wait          the watcher and the kernel's reaper never wait for a victim's mmap_lock
 progress           memory of a victim that can be reaped comes back within a bound
 unaccounted        every kill is in somebody's record
-false-claim        a victim that is recorded as reaped or exited has given its memory back
+false-claim        a victim that is recorded as reaped or exited has given its memory back (as far as can be judged)
 mm-leak            at the end no reference, no user and no lock is left over
 ================== ===================================================================================================
 
@@ -36,6 +36,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.model.outcome import OutcomeKind
+from oomreaper.reaper.verify import SMALLEST_JUDGED_BYTES
 from oomreaper.sim.checks import Violation
 from oomreaper.sim.engine import Actor, Wait
 from oomreaper.sim.killers.founding import FoundingReaper
@@ -47,7 +48,7 @@ from oomreaper.sim.parameters import MIB, SECOND
 from oomreaper.sim.release import sharers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from oomreaper.model.outcome import Outcome
     from oomreaper.sim.machine import Machine
@@ -116,6 +117,11 @@ def guard(actor: Actor) -> None:
     actor.__class__ = _GuardedActor
 
 
+def is_loss_of_worker(process: Process, sender: Process | None) -> bool:
+    """Whether this SIGKILL ends a worker of ours, by its master or by a fault: it is nobody's victim."""
+    return process.comm == b"oomreaper/reap" and sender in (None, process.parent)
+
+
 class Invariants:
     """Watches one machine.
 
@@ -123,9 +129,17 @@ class Invariants:
         machine: Which.
         rules: What its killer is held to.
         meant: Whom our own code may kill (and who shares memory with them); None: it does not kill here.
+        count_failures: How many calls of our own code have failed so far: it has not seen what those were to show.
     """
 
-    def __init__(self, machine: Machine, rules: Rules, *, meant: Iterable[Process] | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        rules: Rules,
+        *,
+        meant: Iterable[Process] | None = None,
+        count_failures: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._machine = machine
         self._rules = rules
         self._killer = machine.killer
@@ -135,7 +149,10 @@ class Invariants:
         self._kill_times: dict[Mm, int] = {}
         self._last_free_ns: dict[Mm, int] = {}
         self._reapers: dict[Mm, set[Actor]] = {}
-        self._tearer: dict[Mm, Actor] = {}
+        self._tearer: dict[Mm, Actor] = {}  # who was the last to let go of it, be it a reader
+        self._count_failures = count_failures
+        self._lost_workers = 0
+        self._unseen_at: dict[Mm, int] = {}  # calls that had failed, and workers that were lost, at its last reap
         self._victims: dict[Process, Mm] = {}
         self._slot_serial = 0
         self._slot_ns = 0
@@ -145,6 +162,7 @@ class Invariants:
         hooks.kill.append(self._on_kill)
         hooks.victim.append(self._on_victim)
         hooks.reap.append(self._on_reap)
+        hooks.tear.append(self._tearer.__setitem__)
         hooks.free.append(self._on_free)
         if rules.has_slot:
             hooks.slot.append(self._on_slot)
@@ -157,8 +175,9 @@ class Invariants:
     def _on_kill(self, process: Process, sender: Process | None) -> None:
         rules, mm = self._rules, process.mm
         is_ours = sender is not None
-        if sender is not None and sender.comm.startswith(b"oomreaper") and process.comm.startswith(b"oomreaper"):
-            return  # a worker that is stuck
+        if is_loss_of_worker(process, sender):
+            self._lost_workers += 1
+            return
         self._killed.append(process)
         if process.oom_score_adj == OOM_SCORE_ADJ_MIN and not rules.kills_unkillable:
             raise Violation("protected", f"{process} is killed, whose oom_score_adj is {OOM_SCORE_ADJ_MIN}")
@@ -216,8 +235,11 @@ class Invariants:
             if killer.ground.content is not mm:
                 raise Violation("slot-busy", f"{mm} is reaped while {killer.ground.content} is in the slot")
             self._is_begun = True
-        if mm in self._reapers and not mm.reapable_pages and not mm.file_pages:
+        # A worker whose read failed, or that was lost before it could tell, leaves nobody who knows it.
+        unseen = self._count_failures() + self._lost_workers
+        if self._unseen_at.get(mm) == unseen and not mm.reapable_pages and not mm.file_pages:
             raise Violation("reaped-twice", f"{mm} has been reaped to the end, and is reaped again by {by}")
+        self._unseen_at[mm] = unseen
         self._reapers.setdefault(mm, set()).add(by)
         for process in sharers(mm):
             if not process.is_group_exit and not process.is_kernel_thread and not process.threads[0].is_exiting:
@@ -232,7 +254,7 @@ class Invariants:
         is_locked = self._machine.parameters.is_exit_locked
         if mm.users == 0 and not is_locked and self._tearer.setdefault(mm, by) is not by:
             raise Violation("reap-races-exit", f"{by} and {self._tearer[mm]} free pages of {mm}, which has no user")
-        is_reap = by in self._reapers.get(mm, ()) and (mm.users > 0 or is_locked)
+        is_reap = by in self._reapers.get(mm, ()) and self._tearer.get(mm) is not by and (mm.users > 0 or is_locked)
         if is_reap and area.kind not in (Kind.ANONYMOUS, Kind.PRIVATE_FILE):
             raise Violation("reap-outside", f"{by} reaps {area} of {mm}")
         if is_reap and area.is_locked and self._rules.spares_locked:
@@ -255,8 +277,10 @@ class Invariants:
 
     def _check_progress(self, process: Process, mm: Mm) -> None:
         left = self._reapable_pages(mm)
-        if mm.is_torn_down or not left or left < self._held[mm] or self._is_excused(mm):
+        if mm.is_torn_down or left < self._held[mm] or self._is_excused(mm):
             return
+        if left * self._machine.parameters.page_bytes <= _LEFTOVER_BYTES:
+            return  # so little counts as back: ``reaper.verify`` says why
         raise Violation("progress", f"{process} was killed, nothing stands in the way, and {left} pages are still held")
 
     def _is_excused(self, mm: Mm) -> bool:
@@ -283,6 +307,11 @@ class Invariants:
 
     # -- the end -------------------------------------------------------------------------------------------
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether each victim so far has given back what it could."""
+        return all(mm.is_torn_down or not self._reapable_pages(mm) for mm in self._held)
+
     def check_outcomes(self, outcomes: Mapping[Process, Outcome]) -> None:
         """Ours, after the run: who was killed is in a record, and what the record says of the memory is so."""
         by_pid = {sharer for outcome in outcomes.values() for sharer in outcome.sharers}
@@ -293,6 +322,10 @@ class Invariants:
             mm = next((mm for mm in self._held if process in mm.processes), None)
             if mm is None or outcome.kind not in (OutcomeKind.REAPED, OutcomeKind.EXITED):
                 continue
+            if not sharers(mm) and (outcome.anon_before_bytes or 0) < SMALLEST_JUDGED_BYTES:
+                continue  # pinned: only what is charged could tell, and there it drowns in what others do
+            if process.mm is not mm and outcome.anon_before_bytes == 0:
+                continue  # it had let go of what others own before it was looked at: nothing is claimed
             page_bytes = self._machine.parameters.page_bytes
             forgiven = max(_LEFTOVER_BYTES // page_bytes, self._held[mm] // _LEFTOVER_PART)
             if not mm.is_torn_down and mm.reapable_pages > forgiven:

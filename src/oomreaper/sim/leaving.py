@@ -65,6 +65,8 @@ def mmput(machine: Machine, mm: Mm, by: Actor) -> Steps:
 
 def exit_mmap(machine: Machine, mm: Mm, by: Actor) -> Steps:
     """Free all, from below. Since 6.0 under mmap_lock for reading; then MMF_OOM_SKIP; then tables, for writing."""
+    for hook in machine.hooks.tear:
+        hook(mm, by)
     is_locked = machine.parameters.is_exit_locked
     if is_locked:
         yield from mm.lock.read(by)

@@ -280,6 +280,21 @@ class Machine:
             Killed: It has a fatal signal.
         """
         yield cost_ns
+        if self.is_held(thread):
+            yield from self.go_back(thread, cost_ns)
+
+    @staticmethod
+    def is_held(thread: Thread) -> bool:
+        """Whether anything is done on its way back to user mode: ``go_back`` says what."""
+        return (
+            thread.actor.is_doomed
+            or thread.freezer is not None
+            or thread.cpu_group is not None
+            or thread.process.is_term_pending
+        )
+
+    def go_back(self, thread: Thread, cost_ns: int | None) -> Steps:
+        """What is done on the way back to user mode; see ``user``."""
         actor = thread.actor
         used_ns = cost_ns or self.parameters.step_ns
         while True:

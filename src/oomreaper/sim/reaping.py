@@ -12,6 +12,7 @@ from oomreaper.reaper.crew import Crew, Settings
 from oomreaper.reaper.handoff import Entry
 from oomreaper.sim.engine import Band
 from oomreaper.sim.hands import Hands
+from oomreaper.watch import errand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,8 @@ class Reaping:
         self._band = band
         self._stop_when_done = stop_when_done
         self._exited: list[Identity] = []
+        self._look_limits_ns: dict[int, int] = {}  # by handle
+        self._looks_due: dict[int, int] = {}
         self._by_identity: dict[Identity, int] = {}
         self.user = userland.add("oomreaper", self._main, uid=0)
 
@@ -71,7 +74,7 @@ class Reaping:
         handles: dict[int, int] = {}
         for pid in self._pids:
             try:
-                handle = self._calls.syscalls.pidfd_open(pid)
+                handle = self._open_pidfd(pid)
             except OSError as error:
                 kind = OutcomeKind.GONE if error.errno == errno.ESRCH else OutcomeKind.REFUSED
                 self.outcomes[pid] = Outcome(pid, None, None, kind, reason=str(error))
@@ -93,8 +96,22 @@ class Reaping:
             self._engine.stop()
         self._drive(crew, hands, lambda: crew.is_quiet)  # who lives on is helped to leave
 
+    def _open_pidfd(self, pid: int) -> int:
+        for _ in range(errand.PIDFD_TRIES - 1):
+            try:
+                return int(self._calls.syscalls.pidfd_open(pid))
+            except OSError as error:
+                if error.errno == errno.ESRCH:
+                    raise
+        return int(self._calls.syscalls.pidfd_open(pid))
+
     def _on_scouted(self, hands: Hands, pid: int, handle: int, scouted: Scouted) -> None:
         scouting = scouted.scouting
+        if scouting is None and scouted.problem is not None and not scouted.needs_permission:
+            limit_ns = self._look_limits_ns.setdefault(handle, self._now() + errand.LOOK_LIMIT_NS)
+            if self._now() < limit_ns:
+                self._looks_due[handle] = self._now() + errand.LOOK_PAUSE_NS
+                return
         if scouting is None:
             kind = OutcomeKind.GONE if scouted.problem is None else OutcomeKind.REFUSED
             self.outcomes[pid] = Outcome(pid, None, None, kind, reason=scouted.problem or "no such process")
@@ -126,11 +143,15 @@ class Reaping:
             while self._exited:
                 crew.on_victim_exit(self._exited.pop(0), self._now())
             crew.on_time(self._now())
+            for handle in [handle for handle, due_ns in self._looks_due.items() if due_ns <= self._now()]:
+                del self._looks_due[handle]
+                crew.scout(self._land.user.descriptors[handle].process.pid, handle, self._now())
             if is_over():
                 return
             if hands.has_news or self._exited:
                 continue
-            wait_for_news(self._land, hands, crew.next_deadline_ns())
+            due = [at for at in (crew.next_deadline_ns(), *self._looks_due.values()) if at is not None]
+            wait_for_news(self._land, hands, min(due, default=None))
 
     def _now(self) -> int:
         return self._engine.now_ns

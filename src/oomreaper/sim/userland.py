@@ -67,6 +67,7 @@ class User:
         self.thread: Thread = process.threads[0]
         self.descriptors: dict[int, Any] = {}
         self.body: Any = None  # its greenlet
+        self.leave: Any = None  # goes back to whoever runs the simulation, until the next step
         self._next = _FIRST_DESCRIPTOR
 
     def keep(self, what: object) -> int:
@@ -110,23 +111,27 @@ class Userland:
         Raises:
             Killed: The process is to end.
         """
-        user = self.user
+        switch = self.user.leave
         if self._is_over:
             raise Killed
-        hub = greenlet.getcurrent().parent
-        switch = hub.switch
         try:
             while True:
                 switch(next(steps))
-                self._user = user
         except StopIteration as stop:
             return stop.value
 
     def call(self, cost_ns: int | None = None) -> None:
         """The entry of a system call: a step, in which others may come in between."""
-        if not self._is_over and self.faults.slow and self.machine.engine.chance(self.faults.slow):
+        user, machine = self.user, self.machine
+        if self._is_over:
+            raise Killed
+        if self.faults.slow and machine.engine.chance(self.faults.slow):
             cost_ns = _SLOW_NS
-        self.run(self.machine.user(self.user.thread, cost_ns))
+        # What ``machine.user`` does, without a generator where nothing holds the process: most steps of ours are this.
+        user.leave(cost_ns)
+        thread = user.thread
+        if machine.is_held(thread):
+            self.run(machine.go_back(thread, cost_ns))
 
     def fail(self, what: str, about: object, *faults: tuple[int, int]) -> None:
         """Have a call fail now and then: each fault is (once in so many times, with this errno).
@@ -168,10 +173,12 @@ class Userland:
         def program(_machine: Machine, thread: Thread) -> Steps:
             user = self.users[thread.process.pid]
             user.body = body = greenlet.greenlet(function)
+            user.leave = body.parent.switch
+            switch = body.switch
             try:
                 while True:
                     self._user = user
-                    what = body.switch()
+                    what = switch()
                     if body.dead:
                         return
                     yield what

@@ -119,6 +119,12 @@ class Watch:
         self.user = userland.add("oomreaper", self._main, uid=0, band=band)
         userland.machine.pressure.on_trigger.append(self._on_pressure)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has dealt with somebody, awaits nobody, and no worker has anything to do."""
+        team = self.team
+        return bool(self.voice.told) and team is not None and not team.hunter.open_hunts and team.crew.is_quiet
+
     def _main(self) -> None:
         hands = self.hands = Hands(self._land, self._calls, self.user.process, band=self._band)
         handles = _Handles(self._land, hands)

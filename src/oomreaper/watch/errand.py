@@ -45,7 +45,11 @@ _START_LIMIT_NS = 10 * _NS_IN_SECOND
 _START_FAILURES = 6
 # What says nothing of the kernel or the sandbox: there is no memory or no descriptor at this moment.
 _SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-_PIDFD_TRIES = 3  # made at once, as the worker does: somebody may have let go of some meanwhile
+PIDFD_TRIES = 3  # made at once, as the worker does: somebody may have let go of some meanwhile
+# A look that was lost (its worker ended, no memory for it) is made again for as long: a shortage seldom lasts longer,
+# and the watcher waits as long for its own. One that nothing stands in the way of takes 30 ms at 10,000 processes.
+LOOK_LIMIT_NS = 1_000 * _NS_IN_MS
+LOOK_PAUSE_NS = 20 * _NS_IN_MS
 COREDUMP_CHOICES = ("abort", "wait")
 
 
@@ -96,6 +100,8 @@ class Errand:
         self._victim_of_life: dict[Identity, Identity] = {}  # every life that was let in, by whom it was named first
         self._watched: set[int] = set()  # pidfds of victims that have not ended
         self._comrades: dict[Target, tuple[Scouting, Identity]] = {}  # targets served by another's reaping
+        self._look_limits_ns: dict[int, int] = {}  # by pidfd: until when a look that was lost is made again
+        self._looks_due: dict[int, int] = {}  # by pidfd: when it is
         self._sandbox_kills = 0
 
     def statistics(self) -> Statistics:
@@ -167,7 +173,7 @@ class Errand:
         target, scouting = opened.target, scouted.scouting
         if scouting is None:
             if scouted.problem is not None:
-                self._refuse(target, protection.Refusal(scouted.problem, needs_permission=True))
+                self._on_not_seen(opened, scouted.problem, needs_permission=scouted.needs_permission)
             else:
                 self._outcomes[target] = Outcome(target.pid, None, None, OutcomeKind.GONE, reason="no such process")
             return
@@ -186,6 +192,22 @@ class Errand:
             self._outcomes[target] = _would_be(scouting)
         else:
             self._submit(opened, scouting)
+
+    def _on_not_seen(self, opened: _Opened, problem: str, *, needs_permission: bool) -> None:
+        """A look failed. Where no right is wanting, nothing is wrong with the target: another look, for a while."""
+        now_ns = time.monotonic_ns()
+        limit_ns = self._look_limits_ns.setdefault(opened.pidfd, now_ns + LOOK_LIMIT_NS)
+        if needs_permission or now_ns >= limit_ns:
+            self._refuse(opened.target, protection.Refusal(problem, needs_permission=needs_permission))
+        else:
+            self._looks_due[opened.pidfd] = now_ns + LOOK_PAUSE_NS
+
+    def _look_again(self) -> None:
+        now_ns = time.monotonic_ns()
+        for pidfd, due_ns in list(self._looks_due.items()):
+            if due_ns <= now_ns:
+                del self._looks_due[pidfd]
+                self._crew.scout(self._opened[pidfd].target.pid, pidfd, now_ns)
 
     def _submit(self, opened: _Opened, scouting: Scouting) -> None:
         identity = scouting.process.identity
@@ -221,9 +243,10 @@ class Errand:
             now_ns = time.monotonic_ns()
             if limit_ns is not None and now_ns >= limit_ns:
                 return
-            due = [at for at in (self._crew.next_deadline_ns(), limit_ns) if at is not None]
+            due = [at for at in (self._crew.next_deadline_ns(), limit_ns, *self._looks_due.values()) if at is not None]
             self._wait(max(0, min(due) - now_ns) if due else None)
             self._crew.on_time(time.monotonic_ns())
+            self._look_again()
             self._collect()
 
     def _wait(self, wait_ns: int | None) -> None:
@@ -352,7 +375,7 @@ def serve_library() -> None:
 
 
 def _open_pidfd(pid: int) -> int:
-    for _ in range(_PIDFD_TRIES - 1):
+    for _ in range(PIDFD_TRIES - 1):
         try:
             return syscalls.pidfd_open(pid)
         except OSError as error:

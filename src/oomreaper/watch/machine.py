@@ -49,7 +49,6 @@ class LinuxMachine:
         self._crew = crew
         self._handles = handles
         self._censuses: dict[str, tuple[Census, Population]] = {}
-        self._profiles_asked: set[Identity] = set()
         self._left_alone: dict[Identity, None] = {}  # an ordered set
         self._reclaiming: deque[int | None] = deque()  # pidfds, in the order in which they were handed over
 
@@ -101,16 +100,11 @@ class LinuxMachine:
 
     def profile(self, lives: tuple[Identity, ...], now_ns: int) -> None:
         """Have profiles read by a worker; who is being asked about already is left out."""
-        wanted = tuple(life for life in lives if life not in self._profiles_asked)
-        if wanted:
-            self._profiles_asked.update(wanted)
-            self._crew.profile(wanted, now_ns)
+        self._crew.profile(lives, now_ns)
 
     def take_profiled(self) -> list[tuple[Identity, Profile | None]]:
         """The profiles that have been read since the last call."""
-        profiled = self._crew.take_profiled()
-        self._profiles_asked.difference_update(identity for identity, _ in profiled)
-        return profiled
+        return self._crew.take_profiled()
 
     def reclaim(self, scope: str, identity: Identity | None, wanted_bytes: int, now_ns: int) -> None:
         """Have the kernel move cold memory out: of the group itself where there is one, else of this process."""

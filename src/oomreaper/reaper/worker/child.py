@@ -134,7 +134,10 @@ class WorkerChild:
         try:
             return self._insist(lambda: self._look(job, pidfd))
         except LOOK_FAILURES as error:
-            return CouldNotLook(describe_failure(error))
+            problem = describe_failure(error)
+            if job.kind is JobKind.SCOUT and isinstance(error, PermissionError):
+                return Scouted(None, f"could not look at it: {problem}; ask as root", needs_permission=True)
+            return CouldNotLook(problem)
 
     def _look(self, job: Job, pidfd: int) -> Report:
         process = self._open_life(job)
@@ -160,10 +163,12 @@ class WorkerChild:
 
     def _scout(self, process: int | None, pidfd: int) -> Scouted:
         if process is not None:
-            return Scouted(look.scout(self._proc, process, pidfd, self._mounts))
+            looked_ns = time.monotonic_ns()
+            scouting = look.scout(self._proc, process, pidfd, self._mounts)
+            return Scouted(None if scouting is None else scouting._replace(looked_ns=looked_ns))
         if look.errno_of_signal(pidfd) is None:
             return Scouted(None)
-        return Scouted(None, "it exists, but this /proc does not show it (hidepid); ask as root")
+        return Scouted(None, "it exists, but this /proc does not show it (hidepid); ask as root", needs_permission=True)
 
     def _strike(self, job: Job, pidfd: int) -> Struck:
         now_ns = time.monotonic_ns()
@@ -303,6 +308,7 @@ class WorkerChild:
 
     def _is_sharer(self, job: Job, process: int | None, life: Identity) -> Callable[[int], bool]:
         """How a sharer is known, by his /proc directory: he may have left the memory by exec, as a vfork child does."""
+        was_killed = life in job.sharers[len(job.sharers) - job.killed_count :]
 
         def is_sharer(sharer: int) -> bool:
             # The victim's threads may end at any moment; what was compared with one that has ended says nothing.
@@ -313,7 +319,7 @@ class WorkerChild:
                 compared, thread = thread, look.find_thread_with_memory(process)
                 if compared == thread:
                     return False
-            return verify.is_heir(job.held_bytes, proc.read_memory(sharer))
+            return verify.is_heir(job.held_bytes, proc.read_memory(sharer), was_killed=was_killed)
 
         return is_sharer
 
@@ -365,7 +371,10 @@ class WorkerChild:
         memory = None if process is None else proc.read_memory(process)
         charged = look.read_charged(self._proc, job.memcg_directory, deep=job.deep)
         holders = look.find_holders(self._proc, job.pid) if job.deep else ()
-        return Accounted(memory, charged, holders)
+        newcomers: tuple[str, ...] = ()
+        if job.deep and job.looked_ns is not None and job.held_bytes >= verify.SMALLEST_JUDGED_BYTES:
+            newcomers = look.find_newcomers(self._proc, _start_ticks_of(job.looked_ns), job.held_bytes)
+        return Accounted(memory, charged, holders, newcomers)
 
     def _help(self, process: int) -> Helped:
         done: list[str] = []
@@ -512,6 +521,12 @@ def _rehearse(own_pid: int) -> str | None:
             if pidfd is not None:
                 os.close(pidfd)
     return None
+
+
+def _start_ticks_of(moment_ns: int) -> int:
+    """A moment on the clock of start times, which goes on while the machine is suspended."""
+    ago_ns = time.monotonic_ns() - moment_ns
+    return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ago_ns) * os.sysconf("SC_CLK_TCK") // 1_000_000_000
 
 
 def _open_pidfd(pid: int) -> int | None:

@@ -12,17 +12,14 @@ import signal
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from oomreaper.errors import BrokenPromiseError
 from oomreaper.linux import proc
-from oomreaper.model.outcome import Outcome
 from oomreaper.policy.protection import Ourselves
-from oomreaper.reaper.jobs import Job, Profiled, ProfilesPart, Report, Scouted, SharersPart
+from oomreaper.reaper.parts import Parts
 from oomreaper.reaper.wire import MESSAGE_LIMIT_BYTES, decode_report, encode_job
 from oomreaper.reaper.worker import child
 
 if TYPE_CHECKING:
-    from oomreaper.model.process import Sharer
-    from oomreaper.reaper.jobs import ProfileRow
+    from oomreaper.reaper.jobs import Job, Report
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A killed worker leaves within 1 ms (2026-11); one that does not is the kernel's to keep, and not waited for.
@@ -58,8 +55,7 @@ class Pool:
         self._proc = proc_root
         self._ancestors = ancestors
         self._connections: dict[int, socket.socket] = {}
-        self._parts: dict[int, list[Sharer]] = {}
-        self._rows: dict[int, list[ProfileRow]] = {}
+        self._parts = Parts()
         self._dismissed: set[int] = set()
         self._last_looks: dict[int, int] = {}
 
@@ -108,8 +104,14 @@ class Pool:
         self._dismissed.add(worker)
 
     def is_waiting(self, worker: int) -> bool:
-        """Whether the worker sleeps in the kernel."""
-        return proc.is_asleep(self._proc, worker)
+        """Whether the worker sleeps in the kernel and has not answered (nor ended)."""
+        try:
+            self._connections[worker].recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return proc.is_asleep(self._proc, worker)
+        except OSError:
+            pass  # it has ended: to be read as that
+        return False
 
     # -- for who drives the crew ---------------------------------------------------------------------------
 
@@ -132,21 +134,8 @@ class Pool:
             message = b""
         if not message:
             return self._on_end(worker)
-        report = decode_report(message)
-        if isinstance(report, Outcome):
-            raise BrokenPromiseError(f"a worker sent {type(report).__name__}")
-        if isinstance(report, SharersPart):
-            self._parts.setdefault(worker, []).extend(report.sharers)
-            return None
-        if isinstance(report, ProfilesPart):
-            self._rows.setdefault(worker, []).extend(report.rows)
-            return None
-        if isinstance(report, Profiled) and worker in self._rows:
-            report = Profiled((*self._rows.pop(worker), *report.rows))
-        if isinstance(report, Scouted) and report.scouting is not None and worker in self._parts:
-            sharers = (*report.scouting.sharers, *self._parts.pop(worker))
-            report = Scouted(report.scouting._replace(sharers=sharers), report.problem)
-        return Answered(worker, report)
+        report = self._parts.join(worker, decode_report(message))
+        return None if report is None else Answered(worker, report)
 
     def reap_dismissed(self) -> None:
         """Wait, without waiting, for workers that were ended."""
@@ -184,6 +173,5 @@ class Pool:
 
     def _forget(self, worker: int) -> None:
         self._connections.pop(worker).close()
-        self._parts.pop(worker, None)
-        self._rows.pop(worker, None)
+        self._parts.drop(worker)
         self._last_looks.pop(worker, None)

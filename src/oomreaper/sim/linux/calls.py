@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import signal
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,7 +111,10 @@ class Calls:
         )
         self.select = SimpleNamespace(poll=lambda: _Poll(self._land.user), POLLIN=1)
         self.time = SimpleNamespace(
-            monotonic_ns=lambda: self._machine.engine.now_ns, time_ns=lambda: self._machine.engine.now_ns
+            monotonic_ns=lambda: self._machine.engine.now_ns,
+            time_ns=lambda: self._machine.engine.now_ns,
+            clock_gettime_ns=lambda _clock: self._machine.engine.now_ns,
+            CLOCK_BOOTTIME=time.CLOCK_BOOTTIME,
         )
         self.socket = SimpleNamespace(recv_fds=self.receive)
         self.syscalls = SimpleNamespace(

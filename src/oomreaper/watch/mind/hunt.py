@@ -95,6 +95,7 @@ class Hunt:
 
     __slots__ = (
         "announced_ns",
+        "asked_ns",
         "available_bytes",
         "deadline_ns",
         "due",
@@ -106,13 +107,13 @@ class Hunt:
         "incident",
         "is_urgent",
         "is_whole",
+        "killed_ns",
         "looks",
         "members",
         "outcome",
         "ranked",
         "reason",
         "scouting",
-        "signalled_ns",
         "started_ns",
         "state",
     )
@@ -139,7 +140,8 @@ class Hunt:
         self.looks = 0  # how many were lost
         self.started_ns = now_ns
         self.announced_ns: int | None = None
-        self.signalled_ns: int | None = None
+        self.asked_ns: int | None = None  # when SIGTERM was sent
+        self.killed_ns: int | None = None  # when SIGKILL was, as the reaper tells
         self.deadline_ns: int | None = None  # until when the present state may last
         self.handle: int | None = None
         self.scouting: Scouting | None = None

@@ -41,7 +41,8 @@ _MS = 1_000_000
 _LOOK_LIMIT_NS = 1_500 * _MS
 # How a hook ended that was ended at its deadline (SIGKILL), and one that could not be started (as of a shell).
 _OVERRUN, _NOT_STARTED = -9, 127
-# How often a look that was lost is taken up again.
+# How often a look that was lost is taken up again, within that time: where workers die of it a new one takes 5 ms, so
+# that this is half a second; where it fails at once (no memory) it is 100 messages to and fro, some 30 ms in all.
 _LOOKS = 100
 # Who was asked to end is not let off before the ladder's kill step is due, and has so much time for that to be seen.
 _ESCALATION_GRACE_NS = 2_000 * _MS
@@ -250,8 +251,12 @@ class Hunter:
         hunt = None if event.identity is None else self._open.get(event.identity)
         match event.kind:
             case EventKind.KILLED if hunt is not None:
-                hunt.signalled_ns = event.monotonic_ns
-                self._voice.killed(hunt, signal_name=event.text or "SIGKILL", now_ns=event.monotonic_ns)
+                signal_name = event.text or "SIGKILL"
+                if signal_name == "SIGKILL":
+                    hunt.killed_ns = event.monotonic_ns
+                else:
+                    hunt.asked_ns = event.monotonic_ns
+                self._voice.killed(hunt, signal_name=signal_name, now_ns=event.monotonic_ns)
             case EventKind.SETTLED if hunt is not None and event.outcome is not None:
                 hunt.outcome = event.outcome
                 if event.outcome.kind in _NOTHING_DONE:
@@ -489,7 +494,7 @@ def _until_kill_ns(due: DueStep) -> int:
 
 def _outcome_of_leaver(hunt: Hunt, now_ns: int) -> Outcome:
     process = hunt.ranked.process
-    asked_ns = hunt.signalled_ns or hunt.announced_ns or hunt.started_ns
+    asked_ns = hunt.asked_ns or hunt.announced_ns or hunt.started_ns
     return Outcome(
         process.identity.pid,
         process.identity.start_time_ticks,

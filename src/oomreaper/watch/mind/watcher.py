@@ -42,8 +42,8 @@ _MS = 1_000_000
 _SECOND = 1_000 * _MS
 # After a kernel OOM kill its victim's memory is awaited before we take one of our own (nohang's pause is the same).
 _KERNEL_KILL_PAUSE_NS = 1 * _SECOND
-# Looks that are at least so far ahead are moved to the last multiple of it before they are due.
-_TICK_NS = 500 * _MS
+# Looks that are at least so far ahead are moved to the last multiple of it before they are due; the first that fits.
+_TICKS_NS = (1 * _SECOND, 500 * _MS)
 # Somebody who could not be taken (protected after all, no right to signal him) is left aside for so long.
 _SET_ASIDE_NS = 10 * _SECOND
 # Somebody who could not be looked at just now (no descriptor, no worker) for so long: it says nothing about him.
@@ -255,7 +255,8 @@ class Watcher:
         sooner = [at for at in (self.ladder.next_due_ns(now_ns, scope), state.recheck_ns) if at is not None]
         next_ns = max(now_ns + _MS, min([at_ns, *sooner])) if sooner else at_ns
         # Calm scopes are looked at in one go: each look that came alone would be a wake-up of its own.
-        state.next_look_ns = next_ns if next_ns - now_ns < _TICK_NS else next_ns - next_ns % _TICK_NS
+        tick_ns = next((tick_ns for tick_ns in _TICKS_NS if next_ns - now_ns >= tick_ns), 1)
+        state.next_look_ns = next_ns - next_ns % tick_ns
 
     def settle(self, now_ns: int) -> bool:
         """See to the hunts that have ended: the numbers are read again before anything else is decided.
@@ -412,18 +413,18 @@ class Watcher:
             if hunt.due.step.kind is not StepKind.KILL:
                 continue  # who was only asked may take his time
             worth_bytes = self.plan.victims.smallest_percent / 100.0 * sample.total_bytes
-            is_recent = now_ns - (hunt.signalled_ns or hunt.started_ns) < _SECOND_VICTIM_NS
-            if hunt.ranked.process.gain_bytes >= worth_bytes and (is_recent or not is_urgent):
+            has_time = hunt.killed_ns is None or now_ns - hunt.killed_ns < _SECOND_VICTIM_NS
+            if hunt.ranked.process.gain_bytes >= worth_bytes and (has_time or not is_urgent):
                 return _awaits(hunt)
         if not hunts:
             return None
         waited_for = _awaits(hunts[-1])
-        if not is_urgent or any(hunt.state is not State.STRUCK for hunt in hunts):
-            return waited_for
-        newest = max(hunt.signalled_ns or hunt.started_ns for hunt in hunts)
+        kills_ns = [hunt.killed_ns for hunt in hunts if hunt.killed_ns is not None]
+        if not is_urgent or len(kills_ns) < len(hunts):
+            return waited_for  # whose signal is not out yet costs no second one: the crew sends it, or gives up in time
         lowest_bytes = min(hunt.available_bytes for hunt in hunts)
         is_coming = sample.available_bytes > lowest_bytes + _COMING_BACK * sample.total_bytes
-        return waited_for if is_coming or now_ns - newest < _SECOND_VICTIM_NS else None
+        return waited_for if is_coming or now_ns - max(kills_ns) < _SECOND_VICTIM_NS else None
 
     def _find_objection(self, hunt: Hunt, now_ns: int) -> Objection | None:
         """Why a hunt that had to wait is not gone on with: the numbers are read once more."""
