@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from oomreaper.model.process import Scouting
     from oomreaper.reaper.jobs import Job
 
-PRIORITIES = ("fifo", "nice", "ordinary")
 _NS_IN_MS = 1_000_000
 _STDIN = 0
 

@@ -13,6 +13,7 @@ from bench.figures import (
     race,
     reaction,
     resident,
+    simulation,
     startup,
     stuck,
 )
@@ -29,4 +30,5 @@ FIGURES = (
     reaction.FIGURE,
     idle.FIGURE,
     footing.FIGURE,
+    simulation.FIGURE,
 )

@@ -109,8 +109,7 @@ def _run(group: Group, watcher: Running, connection: socket.socket, speed: int) 
     target_bytes = group.limit_bytes - _ROOM_LEFT_BYTES
     hog = fill(group, crossing_bytes=crossing_bytes, target_bytes=target_bytes, bytes_per_second=speed)
     told = _hear(connection, hog.pid)
-    # The record says when it was written and how long the signal was ago by then: never too early.
-    signalled_ns = told["settled"]["monotonic_ns"] - int(told["settled"]["elapsed_ms"] * _NS_IN_MS)
+    signalled_ns = told["killed"]["monotonic_ns"]  # by the clock of the worker, right before the call
     after = [footprint.count_faults(pid) for pid in watcher.pids]
     minor, *of_workers = (now.minor - then.minor for now, then in zip(after, before, strict=True))
     major = sum(now.major - then.major for now, then in zip(after, before, strict=True))
@@ -133,7 +132,7 @@ def _hear(connection: socket.socket, pid: int) -> dict[str, dict[str, Any]]:
         record = json.loads(connection.recv(1 << 20))
         if record.get("pid") == pid:
             told[record["event"]] = record
-    if not {"announce", "settled"} <= told.keys():
+    if not {"announce", "killed", "settled"} <= told.keys():
         message = f"of the hog {pid} it was told no more than {sorted(told)}"
         raise StageError(message)
     return told
@@ -146,9 +145,10 @@ FIGURE = Figure(
 A real watcher stays within a memory cgroup of 256 MiB, with one rule: below 10 % available, kill. A hog in C enters
 the group and fills it, page by page; every 64 KiB it reads the group's charge, and notes the time at which that first
 is over the threshold. Then it goes on, and notes the time until it is dead. The watcher tells when the look began that
-saw it (`announce`), and how long the signal was ago when the record was written (`settled`). The hog's own last sign of
-life is the outside's view of the same: no later than the kernel takes to deliver the signal, and earlier only if the
-hog stood still meanwhile. One hog after another is served by the same watcher; one CPU is the hog's, so one is idle.
+saw it (`announce`), and when the worker sent the signal (`killed`: the worker's clock, right before the system call).
+The hog's own last sign of life is the outside's view of the same: no later than the kernel takes to deliver the signal,
+and earlier only if the hog stood still meanwhile. One hog after another is served by the same watcher; one CPU is the
+hog's, so one is idle.
 Page faults are those of the watcher and of its three workers from before the hog's start until the record is there.""",
     needs=("process_mrelease", "cc", "root", "cgroup_v1_memory"),
     measure=_measure,
