@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from oomreaper.linux import proc, resident, syscalls
 from oomreaper.model.event import EventKind
 from oomreaper.policy import protection
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper.crew import Crew
 from oomreaper.reaper.jobs import Hello, Struck
+from oomreaper.reaper.settings import Settings
 from oomreaper.reaper.worker.pool import Answered, Pool
 
 if TYPE_CHECKING:

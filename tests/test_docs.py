@@ -11,7 +11,7 @@ import pytest
 
 from oomreaper.faces.cli import EXIT_STATUS, build_parser
 from oomreaper.model.outcome import MEANING
-from oomreaper.reaper.crew import Settings
+from oomreaper.reaper.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

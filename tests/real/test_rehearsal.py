@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from oomreaper.linux import proc, syscalls
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper.crew import Crew
+from oomreaper.reaper.settings import Settings
 from oomreaper.reaper.worker.pool import Answered, Pool
 from oomreaper.watch import rehearsal
 from tests.victims.processes import children_of, start_time_ticks

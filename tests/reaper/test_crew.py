@@ -11,9 +11,10 @@ from oomreaper.model.event import Event, EventKind
 from oomreaper.model.identity import Identity
 from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.model.process import Scouting, ThreadReport
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper.crew import Crew
 from oomreaper.reaper.handoff import Entry
 from oomreaper.reaper.jobs import Accounted, CouldNotLook, Helped, Inquired, Job, JobKind, Probed, Report, Scouted
+from oomreaper.reaper.settings import Settings
 from tests.reaper.fakes import HELLO, MIB, MS, FakeWorkers, accounted, charged, memory, scouting, struck
 
 START_NS = 1000 * MS

@@ -12,9 +12,10 @@ from oomreaper.model.event import EventKind
 from oomreaper.model.identity import Identity
 from oomreaper.model.memory import VictimMemory
 from oomreaper.model.outcome import OutcomeKind
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper.crew import Crew
 from oomreaper.reaper.handoff import Entry
 from oomreaper.reaper.jobs import Helped, Inquired, Job, JobKind, Probed, Report
+from oomreaper.reaper.settings import Settings
 from tests.reaper.fakes import HELLO, MS, FakeWorkers, accounted, memory, scouting, struck
 
 PIDS = st.integers(500, 505)

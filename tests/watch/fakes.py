@@ -20,7 +20,7 @@ from oomreaper.model.process import Process, Scouting
 from oomreaper.model.sample import ProcessSample, Profile, ScopeSample
 from oomreaper.policy.grammar import parse_condition
 from oomreaper.policy.protection import Ourselves
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper.crew import Crew
 from oomreaper.reaper.handoff import Entry
 from oomreaper.reaper.jobs import (
     Accounted,
@@ -38,6 +38,7 @@ from oomreaper.reaper.jobs import (
     UnitKilled,
     UnitOrder,
 )
+from oomreaper.reaper.settings import Settings
 from oomreaper.watch.mind.candidates import Candidates
 from oomreaper.watch.mind.hunter import Hunter
 from oomreaper.watch.mind.scouts import Scouts

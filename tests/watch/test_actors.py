@@ -17,9 +17,10 @@ from oomreaper.model.decision import RankedProcess, Standing
 from oomreaper.model.event import EventKind
 from oomreaper.model.identity import Identity
 from oomreaper.model.plan import MACHINE, KillUnit
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper.crew import Crew
 from oomreaper.reaper.handoff import Entry
 from oomreaper.reaper.jobs import JobKind, UnitOrder
+from oomreaper.reaper.settings import Settings
 from oomreaper.watch.actors import Enforcer, Pretender
 from tests.reaper.fakes import HELLO, FakeWorkers, scouting
 from tests.watch.fakes import START_NS, Body

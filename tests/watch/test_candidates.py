@@ -9,6 +9,7 @@ from oomreaper.model.identity import Identity
 from oomreaper.model.plan import MACHINE, KillUnit, Matcher, MatchField, MatchTest, Victims
 from oomreaper.model.sample import Profile, ScopeSample
 from oomreaper.policy.ranking import Ranking
+from oomreaper.reaper.jobs import JobKind
 from oomreaper.watch.mind.candidates import why_nobody
 from tests.watch.fakes import MS, SECOND, START_NS, World, make_plan
 
@@ -50,6 +51,24 @@ def test_a_decision_in_a_kept_census_reads_the_front_only() -> None:
     decide(world, 10)
 
     assert world.machine.census(MACHINE).calls == ["sweep", "look 0"]
+
+
+@pytest.mark.parametrize(("is_imminent", "is_looked_at"), [(True, True), (False, False)])
+def test_who_was_born_a_moment_ago_is_looked_at_before_the_threshold_is_crossed(
+    is_imminent: bool,  # noqa: FBT001 - a table
+    is_looked_at: bool,  # noqa: FBT001 - a table
+) -> None:
+    """The order of the leaders is made anew every 20 ms when a threshold is about to be crossed, else every 250."""
+    world = World()
+    world.machine.born(100, 800)
+    world.candidates.keep_ready(sample_of(world), START_NS, is_near=True)
+    world.machine.born(101, 4000)
+    for step in (20, 40):
+        sample = sample_of(world, step)
+        world.candidates.keep_ready(sample, START_NS + step * MS, is_near=True, is_imminent=is_imminent)
+    scouted = {job.pid for job, _ in world.workers.jobs.values() if job.kind is JobKind.SCOUT}
+
+    assert (101 in scouted) is is_looked_at
 
 
 def test_what_went_unseen_adds_up_and_is_taken_back_when_memory_comes() -> None:

@@ -40,8 +40,6 @@ MCL_FUTURE = 2
 MCL_ONFAULT = 4
 
 MADV_PAGEOUT = 21
-# The most ranges that one call takes (UIO_MAXIOV, include/uapi/linux/uio.h).
-RANGES_A_CALL = 1024
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15

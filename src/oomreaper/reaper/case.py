@@ -68,6 +68,7 @@ class Case:
         self.is_settled = False
         self.inquest_limit_ns = 0
         self.idle_looks = 0  # looks in a row, while it is leaving, that saw no memory move
+        self.wants_deep_look = False  # its next look is to be one at every process
         self.failed_deep_looks = 0
 
     @property

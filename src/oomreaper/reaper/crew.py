@@ -17,7 +17,7 @@ How it works:
    a new spare is started. That is the founding commit's trylock: 10 attempts, 100 ms apart. A strike whose worker ended
    by itself (something killed it) is taken up by another at once, as part of the same attempt.
 3. Whether memory is back is for ``verify`` to say. A victim whose address space is out of reach is watched
-   until its memory is back or found to be pinned; it holds no slot meanwhile.
+   (``leaving``) until its memory is back or found to be pinned; it holds no slot meanwhile.
 4. After the first attempt, never before, a victim that lives on is helped to leave. One with a sharer who could not be
    looked at is signalled by the third attempt only, whatever it sees; he is looked for by each attempt that is left.
 5. A life that was served is marked until it is over, and is never served again (MMF_OOM_SKIP).
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.errors import BrokenPromiseError
 from oomreaper.model.event import Event, EventKind
-from oomreaper.reaper import verify
+from oomreaper.reaper import leaving, verify
 from oomreaper.reaper.case import Case
 from oomreaper.reaper.handoff import Entry, Handoff, finish
 from oomreaper.reaper.jobs import (
@@ -50,8 +50,10 @@ from oomreaper.reaper.jobs import (
     Scouted,
     Struck,
 )
+from oomreaper.reaper.leaving import Returns, Verdict
 from oomreaper.reaper.lifecycle import Move, State
 from oomreaper.reaper.roster import Assignment, Roster, Service, Workers
+from oomreaper.reaper.settings import Settings, Statistics
 from oomreaper.reaper.side_jobs import SideDoor, SideJobs, SideTask
 from oomreaper.reaper.verify import Meaning
 from oomreaper.reaper.wire import LIVES_A_MESSAGE
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from oomreaper.model.memory import VictimMemory
     from oomreaper.model.process import Scouting
     from oomreaper.reaper.jobs import Report
+    from oomreaper.reaper.leaving import Judgement
 
 _MS = 1_000_000
 # A healthy victim is gone 0.3 to 1.5 ms after its memory (2026-11, Linux 6.18): one still there after this needs help.
@@ -71,10 +74,6 @@ _SHARED_WAIT_NS = 200 * _MS
 # The attempt that signals a victim though somebody who shares its memory could not be looked at. Each before it has
 # looked three times; this costs a kill 200 ms at most, and what was missed is looked for by the attempts that are left.
 _STRIKES_ALL_THE_SAME = 3
-# How often the deep look may fail: a shortage has seldom lasted half a second, and one that blocks costs a worker each.
-_DEEP_TRIES = 5
-# As many victims as can come to an end between the look at another one and the judgement on it, a second or two later.
-_RECENT_RETURNS = 64
 # How long the record of a victim that was given up may wait for the report on its threads.
 _INQUEST_LIMIT_NS = 250 * _MS
 # How long a worker may wait on each kind of job before it counts as stuck. A scouting compares the victim
@@ -89,34 +88,6 @@ _DEADLINE_NS_OF_LOOK = {
     JobKind.KILL_UNIT: 1_000 * _MS,  # its passes take 500 ms at most, and a look at every process may be the last
     JobKind.RECLAIM: 1_000 * _MS,
 }
-
-
-class Settings(NamedTuple):
-    """The numbers of the founding commit, and how many hands there are.
-
-    ``timeout_ns`` bounds a victim whose memory still moves; ``spare_dump`` lets a running core dump finish.
-    """
-
-    workers: int = 2
-    spares: int = 1
-    attempts: int = 10
-    attempt_ns: int = 100 * _MS
-    timeout_ns: int = 30_000 * _MS
-    queue_limit: int = 64
-    mark_limit: int = 16_384
-    spare_dump: bool = False
-
-
-class Statistics(NamedTuple):
-    """Counts since the start."""
-
-    workers_started: int
-    workers_lost: int
-    workers_idle: int
-    victims_taken: int
-    victims_waiting: int
-    victims_open: int
-    attempts: int
 
 
 class _Target(NamedTuple):
@@ -140,8 +111,7 @@ class Crew(SideDoor):
         )
         self._cases: dict[Identity, Case] = {}
         self._looks: deque[tuple[JobKind, Case | _Target]] = deque()
-        self._deep_looks: set[Identity] = set()
-        self._returns: deque[tuple[int, int]] = deque(maxlen=_RECENT_RETURNS)  # when, and how many bytes
+        self._returns = Returns()
         self._scouted: list[tuple[int, Scouted]] = []
         self._events: list[Event] = []
         super().__init__(SideJobs())
@@ -389,72 +359,37 @@ class Crew(SideDoor):
         self._fill_slots(now_ns)
 
     def _on_accounted(self, case: Case, assignment: Assignment[_Subject], accounted: Accounted, now_ns: int) -> None:
-        if case.life.state is not State.LEAVING:
-            return
-        is_moving = verify.has_moved(case.memory_seen, accounted.memory) or verify.is_charge_moving(
-            case.charged_seen, accounted.charged, case.held_before_bytes
-        )
-        case.memory_seen = accounted.memory
-        case.charged_seen = accounted.charged
-        others_bytes = self._returned_by_others(case)
-        has_returned = verify.has_returned(case.before, case.scouting.charged, accounted, others_bytes=others_bytes)
-        # Where others share it, its own death ends nothing: the last of them to go tears the memory down.
-        if has_returned and (not is_moving or (case.has_died and not case.sharers)):
-            if not verify.is_in_doubt(case.before, accounted, is_deep=assignment.job.deep):
-                self._leave(case, accounted, f"it ended by itself; {case.reason}", now_ns)
-                return
-            if not assignment.job.deep:
-                self._look_deep(case)
-                return
-        case.idle_looks = 0 if is_moving else case.idle_looks + 1
-        if case.idle_looks < self._settings.attempts:
-            case.account_due_ns = assignment.started_ns + self._settings.attempt_ns
-        elif accounted.memory is not None:
-            self._give_up(case, f"its memory is still held; {case.reason}", now_ns)
-        elif not assignment.job.deep:
-            self._look_deep(case)
-        elif verify.is_orphaned(case.before, accounted):
-            case.freed_bytes = 0
-            holders = verify.describe_holders(accounted.holders)
-            case.reason = f"its memory is still charged though no process owns it: {holders}"
-            self._end(case, Move.PINNED, now_ns)
-        elif case.needs_rescan:
-            self._give_up(case, "somebody alive shared its memory (EINVAL) who was not found, and may hold it", now_ns)
-        elif accounted.newcomers:
-            who = f"began after the look at it and hold as much: {', '.join(accounted.newcomers)}"
-            self._give_up(case, f"its memory is still charged, and may be shared by those who {who}", now_ns)
-        else:
-            self._leave(case, accounted, "it ended by itself; others took up its memory at once", now_ns)
-
-    def _look_deep(self, case: Case) -> None:
-        """Have it looked for memory that nobody owns, at once."""
-        self._deep_looks.add(case.identity)
-        self._looks.append((JobKind.ACCOUNT, case))
-
-    def _returned_by_others(self, case: Case) -> int:
-        """What other victims have given back since this one was looked at: that its charge fell is not its doing."""
-        since_ns = case.taken_ns if case.scouting.looked_ns is None else case.scouting.looked_ns
-        returned_bytes = sum(freed_bytes for settled_ns, freed_bytes in self._returns if settled_ns >= since_ns)
-        for other in self._cases.values():
-            if other is not case and not other.life.is_over and other.memory_seen is not None:
-                returned_bytes += max(0, other.held_before_bytes - other.memory_seen.reapable_bytes)
-        return returned_bytes
+        if case.life.state is State.LEAVING:
+            judgement = leaving.judge(
+                case,
+                accounted,
+                is_deep=assignment.job.deep,
+                others_bytes=self._returns.by_others(case, self._cases.values()),
+                attempts=self._settings.attempts,
+            )
+            self._go_by(judgement, case, assignment, now_ns)
 
     def _on_not_accounted(self, case: Case, assignment: Assignment[_Subject], reason: str, now_ns: int) -> None:
-        """A look at what is charged failed. Only a deep one tells what became of the memory of one that has gone."""
-        case.idle_looks += 1
-        case.failed_deep_looks += assignment.job.deep
-        if case.failed_deep_looks >= _DEEP_TRIES:
-            self._give_up(case, f"what became of its memory could not be told: {reason}", now_ns)
-            return
-        if case.idle_looks >= self._settings.attempts:
-            self._deep_looks.add(case.identity)
-        case.account_due_ns = max(now_ns, assignment.started_ns + self._settings.attempt_ns)
+        is_deep, attempts = assignment.job.deep, self._settings.attempts
+        self._go_by(leaving.judge_failure(case, reason, is_deep=is_deep, attempts=attempts), case, assignment, now_ns)
 
-    def _leave(self, case: Case, accounted: Accounted, reason: str, now_ns: int) -> None:
-        case.note_freed(accounted.memory)
-        case.reason = reason
-        self._end(case, Move.MEMORY_BACK, now_ns)
+    def _go_by(self, judgement: Judgement, case: Case, assignment: Assignment[_Subject], now_ns: int) -> None:
+        """Do what the look at a victim that leaves by itself has come to."""
+        match judgement.verdict:
+            case Verdict.AGAIN:
+                case.account_due_ns = max(now_ns, assignment.started_ns + self._settings.attempt_ns)
+            case Verdict.DEEPER:
+                self._looks.append((JobKind.ACCOUNT, case))
+            case Verdict.BACK:
+                case.note_freed(case.memory_seen)
+                case.reason = judgement.reason
+                self._end(case, Move.MEMORY_BACK, now_ns)
+            case Verdict.PINNED:
+                case.freed_bytes = 0
+                case.reason = judgement.reason
+                self._end(case, Move.PINNED, now_ns)
+            case Verdict.HELD:
+                self._give_up(case, judgement.reason, now_ns)
 
     def _on_probed(self, case: Case, probed: Probed, now_ns: int) -> None:
         """The memory of a victim whose attempt is overdue has been looked at."""
@@ -474,7 +409,7 @@ class Crew(SideDoor):
         case.reason = f"given up after {case.attempts} attempts: {reason.lstrip('; ')}"
         case.life.apply(Move.GIVE_UP)
         case.settled_ns = now_ns
-        self._returns.append((now_ns, case.freed_bytes or 0))
+        self._returns.note(now_ns, case.freed_bytes)
         case.inquest_limit_ns = now_ns + _INQUEST_LIMIT_NS
         case.strike_due_ns = case.account_due_ns = case.help_due_ns = None
         finish(self._handoff.release(case.candidate))
@@ -485,7 +420,7 @@ class Crew(SideDoor):
         """A victim has come to an end; ``settled_ns`` is when that was so, if before now."""
         case.life.apply(move)
         case.settled_ns = now_ns if settled_ns is None else settled_ns
-        self._returns.append((case.settled_ns, case.freed_bytes or 0))
+        self._returns.note(case.settled_ns, case.freed_bytes)
         case.strike_due_ns = case.account_due_ns = None
         finish(self._handoff.release(case.candidate))
         if move in (Move.REFUSE, Move.VANISH):
@@ -553,8 +488,9 @@ class Crew(SideDoor):
         if isinstance(subject, _Target):
             return Job(kind, subject.pid, None)
         identity = subject.identity
-        is_deep = kind is JobKind.ACCOUNT and identity in self._deep_looks
-        self._deep_looks.discard(identity)
+        is_deep = kind is JobKind.ACCOUNT and subject.wants_deep_look
+        if is_deep:
+            subject.wants_deep_look = False
         is_strike = kind is JobKind.STRIKE
         strikes_all_the_same = min(_STRIKES_ALL_THE_SAME, self._settings.attempts)
         # Those first of whom nothing is known; a message holds a thousand, and a look at every process finds the rest.

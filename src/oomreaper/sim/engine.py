@@ -241,15 +241,6 @@ class Engine:
         self._add(actor)
         return actor
 
-    def set_band(self, actor: Actor, band: Band) -> None:
-        """Another scheduling class."""
-        is_ready = actor.position >= 0
-        if is_ready:
-            self._remove(actor)
-        actor.band = band
-        if is_ready:
-            self._add(actor)
-
     def runnable(self) -> list[Actor]:
         """Who could be next, bands left aside; for an explorer that calls ``step`` itself."""
         return [actor for band in self._ready for actor in band]
@@ -318,16 +309,6 @@ class Engine:
             self._remove(actor)
             what = None
         self._after(actor, what, share)
-
-    def advance(self) -> bool:
-        """When nobody is runnable: go to the next timer. False when there is none."""
-        while self._timers:
-            at_ns = self._timers[0][0]
-            self.now_ns = max(self.now_ns, at_ns)
-            self._fire()
-            if self.runnable_count:
-                return True
-        return False
 
     def run(self, *, until_ns: int | None = None, max_steps: int | None = None) -> Ending:
         """Go on until ``stop`` is called, or one of the limits is reached, or nothing can go on."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from oomreaper.sim import leaving
 from oomreaper.sim.engine import Rest, Signal
-from oomreaper.sim.memory import Area, Kind
+from oomreaper.sim.memory import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -253,8 +253,3 @@ def wait_for_child(find: Callable[[], Process | None]) -> Program:
         yield from idle()(machine, thread)
 
     return run
-
-
-def shared_area(name: str = "shared") -> Area:
-    """A mapping for several processes: give each an ``Area(Kind.SHARED, shared=this.shared)``."""
-    return Area(Kind.SHARED, name)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from oomreaper.model.event import EventKind
 from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.policy import protection
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper.crew import Crew
 from oomreaper.reaper.handoff import Entry
+from oomreaper.reaper.settings import Settings
 from oomreaper.sim.engine import Band
 from oomreaper.sim.hands import Hands
 from oomreaper.watch import errand

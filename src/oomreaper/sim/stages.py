@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from oomreaper.model.plan import StepKind
-from oomreaper.reaper.crew import Settings
+from oomreaper.reaper.settings import Settings
 from oomreaper.sim import programs
 from oomreaper.sim.checks import Violation
 from oomreaper.sim.engine import Band, Ending, Sleep

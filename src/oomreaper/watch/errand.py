@@ -23,9 +23,10 @@ from oomreaper.model.identity import Identity
 from oomreaper.model.outcome import Outcome, OutcomeKind
 from oomreaper.policy import protection
 from oomreaper.reaper import verify, wire
-from oomreaper.reaper.crew import Crew, Settings, Statistics
+from oomreaper.reaper.crew import Crew
 from oomreaper.reaper.handoff import Entry
 from oomreaper.reaper.jobs import Hello
+from oomreaper.reaper.settings import Settings, Statistics
 from oomreaper.reaper.worker.pool import Answered, Pool
 
 if TYPE_CHECKING:

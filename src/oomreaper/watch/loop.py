@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _NS_IN_MS = 1_000_000
 # The longest sleep: the services (watchdog, reload, discovery of groups) are asked at least that often.
 _LONGEST_WAIT_NS = 1_000 * _NS_IN_MS
+# A wait that is shorter than this is timed by select, in microseconds: a look near a threshold comes 0.7 ms sooner.
+_SHORT_WAIT_NS = 10 * _NS_IN_MS
 # The outlet wants to be called that often, whether or not anybody speaks to it: a listener that was flooded rests.
 _SERVE_EVERY_NS = 1_000 * _NS_IN_MS
 # What is taken from the kernel in one turn; the rest is there at the next.
@@ -122,6 +124,9 @@ class Loop:
         """One turn without collecting what the crew has to say: the rehearsal does that itself."""
         self.turns += 1
         self._sync()
+        if wait_ns is not None and 0 < wait_ns < _SHORT_WAIT_NS:
+            select.select((self._epoll,), (), (), wait_ns / 1e9)
+            wait_ns = 0
         # epoll counts whole milliseconds and CPython rounds up: it never spins before a deadline
         ready = self._epoll.poll(-1 if wait_ns is None else wait_ns / 1e9, _EVENTS_A_TURN)
         # Who has died is seen to before a hint makes anybody decide: a newcomer may hold its pid already.

@@ -20,7 +20,8 @@ from oomreaper.linux.interpreter import fill_standard_descriptors
 from oomreaper.linux.notify import VARIABLES, Notifier
 from oomreaper.model.plan import MACHINE
 from oomreaper.policy import explain
-from oomreaper.reaper.crew import Crew, Settings
+from oomreaper.reaper.crew import Crew
+from oomreaper.reaper.settings import Settings
 from oomreaper.reaper.worker.pool import Pool
 from oomreaper.watch.actors import Enforcer, Pretender
 from oomreaper.watch.companions import Companion

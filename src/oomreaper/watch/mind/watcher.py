@@ -44,6 +44,8 @@ _SECOND = 1_000 * _MS
 _KERNEL_KILL_PAUSE_NS = 1 * _SECOND
 # Looks that are at least so far ahead are moved to the last multiple of it before they are due; the first that fits.
 _TICKS_NS = (1 * _SECOND, 500 * _MS)
+# A threshold that may be crossed within this time, by the pace of the looks, is about to be.
+_IMMINENT_NS = 50 * _MS
 # Somebody who could not be taken (protected after all, no right to signal him) is left aside for so long.
 _SET_ASIDE_NS = 10 * _SECOND
 # Somebody who could not be looked at just now (no descriptor, no worker) for so long: it says nothing about him.
@@ -246,7 +248,8 @@ class Watcher:
         self._note_kernel_kills(state, sample, now_ns)
         state.recheck_ns = None
         outlook = pacing.foresee(self.ladder.history(scope), self.ladder.rules_of(scope), now_ns)
-        self._keep_ready(sample, now_ns, is_near=outlook.is_near)
+        is_imminent = outlook.next_look_ns - now_ns < _IMMINENT_NS and not self.ladder.is_active(scope)
+        self._keep_ready(sample, now_ns, is_near=outlook.is_near, is_imminent=is_imminent)
         if self.may_act:
             if self.ladder.is_critical(scope, self.plan.critical):
                 self._press_on(state, sample, now_ns)
@@ -308,11 +311,11 @@ class Watcher:
             text += "; its victim's memory is awaited for a second"
         self._voice.warning(text, scope=sample.scope, incident=state.incident, now_ns=now_ns)
 
-    def _keep_ready(self, sample: ScopeSample, now_ns: int, *, is_near: bool) -> None:
+    def _keep_ready(self, sample: ScopeSample, now_ns: int, *, is_near: bool, is_imminent: bool) -> None:
         """Keep candidates ready: always on the machine, in a group only near a threshold."""
         scope = sample.scope
         if is_near or scope == MACHINE:
-            self._candidates.keep_ready(sample, now_ns, is_near=is_near)
+            self._candidates.keep_ready(sample, now_ns, is_near=is_near, is_imminent=is_imminent)
         elif not self._hunter.hunts_in(scope):
             self._candidates.forget_scope(scope)  # costs nothing when nothing is kept
 
