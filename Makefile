@@ -6,7 +6,7 @@ SMOKE_FIRST ?= 1
 SMOKE_SEEDS ?= 3000
 export PYTHON
 
-.PHONY: help demo test simulate-smoke lint bench docs clean
+.PHONY: help demo test simulate-smoke lint bench lab lab-smoke docs clean
 
 help:
 	@echo "make demo   show a shortage, and a process that cannot die lose its memory (needs python3 only)"
@@ -14,6 +14,8 @@ help:
 	@echo "make simulate-smoke   $(SMOKE_SEEDS) schedules of watcher and reaper on a machine that never was: a minute or two"
 	@echo "make lint   ruff, mypy --strict, import-linter, codespell"
 	@echo "make bench  measure: writes bench/results/latest.json and docs/benchmarks.md"
+	@echo "make lab    whole machines out of memory, every killer side by side; many hours, goes on where it was interrupted"
+	@echo "make lab-smoke  one kernel, the key scenarios, ours only; some minutes"
 	@echo "make docs   write what is generated: the drawing, the man page, the README's figure"
 	@echo "make clean  remove what these made"
 
@@ -37,6 +39,13 @@ lint: .venv/.ready-dev
 bench: .venv/.ready-dev
 	$(BIN)/python -m bench
 
+lab: .venv/.ready-dev
+	$(BIN)/python -m lab run
+	$(BIN)/python -m lab report
+
+lab-smoke: .venv/.ready-dev
+	$(BIN)/python -m lab smoke
+
 docs: .venv/.ready-dev
 	$(BIN)/python tools/draw_lifecycle.py
 	$(BIN)/python tools/write_man_page.py
@@ -47,7 +56,7 @@ docs: .venv/.ready-dev
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests bench tools -name __pycache__ -type d -exec rm -rf {} +
+	find src tests bench lab tools -name __pycache__ -type d -exec rm -rf {} +
 
 .venv/.ready-run: tools/bootstrap.sh
 	@sh tools/bootstrap.sh run

@@ -195,7 +195,7 @@ def test_near_a_threshold_the_leaders_are_looked_at_and_calm_lets_them_go() -> N
     world.candidates.keep_ready(sample_of(world), START_NS, is_near=True)
     near = sorted(body.identity.pid for body in world.handles.open_handles.values())
     world.run(100)
-    world.candidates.keep_ready(sample_of(world, 10_000), START_NS + 10 * SECOND, is_near=False)
+    world.candidates.keep_ready(sample_of(world, 30_000), START_NS + 30 * SECOND, is_near=False)
 
     assert near == [107, 108, 109]
     assert world.handles.open_handles == {}

@@ -39,8 +39,9 @@ _EXACT = 16
 _EXACT_ROUNDS = 4
 _LARGEST = 64
 # While all is calm: how often a part of the census is brought up to date, and how many processes at a time. 64 every
-# 5 s took 0.19 % of a core (2026-11), which is twice what the whole watcher may take.
-_CALM_EVERY_NS = 10 * _SECOND
+# 5 s took 0.19 % of a core (2026-11), which is twice what the whole watcher may take; 16 every 10 s took 0.025, and the
+# profiles asked for by it as much. Near a threshold, from 2 s before it on, it is 20 ms: only growth is told coarsely.
+_CALM_EVERY_NS = 30 * _SECOND
 _CALM_BUDGET = 16
 # Near a threshold: a look at a front of 128 costs 0.7 ms, each of the others 30 us. With 256 of them a look took 9 ms
 # (2026-11), in which nothing else was seen. Who grows unseen meanwhile is found by the sweep of a decision.
@@ -182,6 +183,8 @@ class Candidates:
         ``is_imminent``: it is about to be crossed.
         """
         state, census = self._open(sample.scope)
+        if not is_near:
+            self._scouts.want((), now_ns)  # who was looked at in the last shortage is let go of
         every_ns = _NEAR_EVERY_NS if is_near else _CALM_EVERY_NS
         if state.census_ns is None:
             _sweep(state, census, sample, now_ns)
@@ -189,8 +192,6 @@ class Candidates:
             _look(state, census, sample, now_ns, budget=_NEAR_BUDGET if is_near else _CALM_BUDGET)
         else:
             return
-        if not is_near:
-            self._scouts.want((), now_ns)  # who was looked at in the last shortage is let go of
         if self.chooser.needs_profile:
             lives = census.without_profile(_PROFILES)
             if lives:
