@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import footprint
+from bench import footprint, others
 from bench.figure import Figure, Plan, rounds
 from bench.records import Bar, Findings, Judge, Measure
 from bench.watchers import fill, running
@@ -25,6 +26,8 @@ _BAR = Bar(5.0)
 _NO_MAJOR = Bar(0)
 _REPEATS = 120
 _NS_IN_MS = 1_000_000
+_US_IN_MS = 1_000
+_CONTROL_S = 8
 _LIMIT_MIB = 256
 # Fast enough that it was born half a second ago and nobody was looked at ahead, and slow enough that everybody was.
 _SPEEDS = ((0, "as fast as it can"), (256 * MIB, "at 256 MiB a second"))
@@ -57,11 +60,12 @@ class _Run(NamedTuple):
 def _measure(plan: Plan) -> Findings:
     measures: list[Measure] = []
     runs: list[_Run] = []
+    late_ms: list[float] = []
     for speed, words in _SPEEDS:
         some: list[_Run] = []
         left = rounds(plan.times(_REPEATS), f"threshold to signal, {words}")
         while len(some) < plan.times(_REPEATS):
-            some += _measure_some(left, speed)
+            some += _measure_some(left, speed, late_ms)
         runs += some
         name = f"reaction-{speed // MIB}"
         hog = f"a hog {words}"
@@ -72,6 +76,8 @@ def _measure(plan: Plan) -> Findings:
             Measure(f"{name}-act", f"{hog}: from that look to signal sent", "ms", _ms(some, 1, 2), Judge.P99),
             Measure(f"{name}-last", f"{hog}: crossed to its own last sign of life", "ms", _ms(some, 0, 3), Judge.P99),
         ]
+    control = "a bare real-time sleeper meanwhile: the latest of five wake-ups in a row"
+    measures.append(Measure("reaction-control", control, "ms", {"C": late_ms}, Judge.P99))
     measures += [
         _faults("major", "watcher and workers: major page faults of a kill", [run.major_faults for run in runs]),
         _faults("watcher", "watcher: minor page faults of a kill", [run.minor_faults for run in runs]),
@@ -80,8 +86,9 @@ def _measure(plan: Plan) -> Findings:
     return Findings(measures)
 
 
-def _measure_some(left: Iterable[int], speed: int) -> list[_Run]:
+def _measure_some(left: Iterable[int], speed: int, late_ms: list[float]) -> list[_Run]:
     """So many as a group lives for: a guard removes it after less than a minute, whatever becomes of us."""
+    control = subprocess.Popen([others.compiled("lateness"), str(_CONTROL_S)], stdout=subprocess.PIPE, text=True)
     with memory_group(_LIMIT_MIB) as group:
         bystander = group.start(_BYSTANDER)
         events = run_directory() / f"{fresh_name()}.sock"
@@ -90,6 +97,8 @@ def _measure_some(left: Iterable[int], speed: int) -> list[_Run]:
             # A moment before the group is removed: the kernel lets go of a group after whoever waited has gone on.
             bystander.process.kill()
             bystander.wait()
+    said, _ = control.communicate(timeout=_CONTROL_S + _RECORD_LIMIT_S)
+    late_ms += [int(line) / _US_IN_MS for line in said.split()]
     return some
 
 
@@ -148,7 +157,8 @@ is over the threshold. Then it goes on, and notes the time until it is dead. The
 saw it (`announce`), and when the worker sent the signal (`killed`: the worker's clock, right before the system call).
 The hog's own last sign of life is the outside's view of the same: no later than the kernel takes to deliver the signal,
 and earlier only if the hog stood still meanwhile. One hog after another is served by the same watcher; one CPU is the
-hog's, so one is idle.
+hog's, so one is idle. Beside them, for eight seconds of each thirty hogs, `bench/lateness.c` does nothing but sleep for
+1 ms at the watcher's priority: how late it wakes is what this machine adds to anybody's reaction.
 Page faults are those of the watcher and of its three workers from before the hog's start until the record is there.""",
     needs=("process_mrelease", "cc", "root", "cgroup_v1_memory"),
     measure=_measure,

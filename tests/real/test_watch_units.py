@@ -209,7 +209,9 @@ def test_a_hook_without_end_holds_nothing_up(tmp_path: Path) -> None:
         hog.wait()
         announced, killed = watcher.await_event("announce"), watcher.await_event("killed")
         waited_ms = (killed["monotonic_ns"] - announced["monotonic_ns"]) / 1e6
-        pid = int((tmp_path / "endless.pid").read_text(encoding="ascii"))
+        noted = tmp_path / "endless.pid"
+        assert wait_until(lambda: noted.exists() and noted.read_text(encoding="ascii").endswith("\n"), 10)
+        pid = int(noted.read_text(encoding="ascii"))
 
         assert waited_ms >= 299
         assert waited_ms < 3000
