@@ -529,6 +529,24 @@ def test_help_comes_after_the_first_attempt_and_only_to_the_living() -> None:
     assert stage.crew.is_quiet
 
 
+@pytest.mark.parametrize("is_known_to_leave", [True, False])
+def test_help_that_had_to_wait_for_a_worker_is_not_sent_after_one_who_has_gone(
+    is_known_to_leave: bool,  # noqa: FBT001 - a table
+) -> None:
+    """No pidfd that may be closed by then travels with a job; seed 52807 of the simulator's check found one."""
+    stage = Stage(workers=1, spares=0)
+    stage.submit()
+    stage.answer(JobKind.STRIKE, struck(0, memory(0)))
+    stage.crew.scout(700, 70, stage.now_ns)  # keeps the one worker busy
+    stage.pass_ms(20)
+    assert stage.who_has(JobKind.HELP) is None
+    if is_known_to_leave:
+        stage.die(500)
+    stage.answer(JobKind.SCOUT, Scouted(None))
+
+    assert (stage.who_has(JobKind.HELP) is None) is is_known_to_leave
+
+
 def test_a_scouting_that_blocks_gives_an_answer_in_time() -> None:
     """A look that stands on a lock loses its worker; the target gets a reason, and nothing was signalled."""
     stage = Stage()

@@ -251,11 +251,20 @@ def _pinned_beside_two_that_share(on: Machine) -> tuple[Process, tuple[Process, 
     return _pinned(on)
 
 
-def test_what_others_share_among_them_hides_no_pinned_memory() -> None:
+def _pinned_beside_two_led_by_a_zombie(on: Machine) -> tuple[Process, tuple[Process, ...]]:
+    couple = on.add_process("one", [thread_exit(), idle()], anon_mib=_SIZE_MIB)
+    on.add_process("other", [idle()], mm=couple.mm)
+    return _pinned(on)
+
+
+@pytest.mark.parametrize("staging", [_pinned_beside_two_that_share, _pinned_beside_two_led_by_a_zombie])
+def test_what_others_share_among_them_hides_no_pinned_memory(
+    staging: Callable[[Machine], tuple[Process, tuple[Process, ...]]],
+) -> None:
     """Added up twice, it made up for all that nobody owns: what was pinned was said to be taken up by others."""
     kinds = set()
     for seed in range(40):
-        outcome, mm, _ = _reap(seed, _pinned_beside_two_that_share)
+        outcome, mm, _ = _reap(seed, staging)
         kinds.add(outcome.kind)
 
         assert outcome.kind is OutcomeKind.LOST or mm.anon_pages <= _LEFT_PAGES, (seed, outcome)

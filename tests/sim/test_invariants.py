@@ -140,6 +140,20 @@ def test_only_who_was_meant_is_killed() -> None:
         scene.machine.kill(scene.other, scene.sender)
 
 
+def test_a_sharer_that_exits_in_the_moment_of_its_kill_was_meant() -> None:
+    """Compared, found to share, and gone from the memory before the signal: nobody else dies of that."""
+    scene = Scene(meant_victim=True)
+    sharer = scene.machine.add_process("sharer", [programs.leave_after(1 * MS)], mm=scene.mm)
+    stranger = scene.machine.add_process("stranger", [programs.leave_after(1 * MS)], anon_mib=10)
+    scene.machine.kill(scene.victim, scene.sender)
+    scene.run(20 * MS)
+
+    assert sharer.mm is None is stranger.mm
+    scene.machine.kill(sharer, scene.sender)
+    with breaks("wrong-victim"):
+        scene.machine.kill(stranger, scene.sender)
+
+
 def test_a_worker_may_be_dismissed() -> None:
     """SIGKILL to a worker that is stuck, by its master, or by a fault, is no kill in this sense; by a comrade it is."""
     scene = Scene(meant_victim=True)

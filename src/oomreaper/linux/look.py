@@ -329,25 +329,28 @@ def _sees_whole_machine(proc_root: int) -> bool:
 def _sum_anon_bytes(proc_root: int, pids: list[int]) -> int:
     """What they own. A large address space that several of them share is added up once: it would hide an orphan."""
     total_bytes = 0
-    large: list[tuple[int, int]] = []
+    large: list[tuple[int, int]] = []  # a thread that has the address space (a leader may be a zombie), and its bytes
     for pid in pids:
         process = proc.open_process(proc_root, pid)
         if process is None:
             continue
+        thread: int | None = None
         try:
             memory: VictimMemory | None = proc.read_memory(process)
+            anon_bytes = memory.anon_bytes if memory is not None else 0
+            if anon_bytes >= _LARGE_BYTES:
+                thread = find_thread_with_memory(process)
         except OSError as error:
             if error.errno in _SHORTAGES:
                 raise  # what it owns would be taken for nobody's
-            memory = None
+            anon_bytes = 0
         finally:
             os.close(process)
-        anon_bytes = memory.anon_bytes if memory is not None else 0
-        if anon_bytes >= _LARGE_BYTES:
+        if thread is not None:
             alike = [other for other, other_bytes in large if _are_alike(anon_bytes, other_bytes)]
-            if any(shares_memory(proc_root, other, pid) for other in alike):
+            if any(process_shares_memory(proc_root, other, pid) for other in alike):
                 continue
-            large.append((pid, anon_bytes))
+            large.append((thread, anon_bytes))
         total_bytes += anon_bytes
     return total_bytes
 

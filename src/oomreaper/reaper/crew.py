@@ -243,6 +243,9 @@ class Crew(SideDoor):
 
     def on_victim_exit(self, identity: Identity, now_ns: int) -> None:
         """Every thread of a victim has ended (its pidfd became readable)."""
+        for _, subject in self._looks:  # also of one that is off the books, whose pidfd is closed when this returns
+            if isinstance(subject, Case) and subject.identity == identity:
+                subject.has_died = True
         case = self._cases.get(identity)
         if case is None:
             return
@@ -470,6 +473,8 @@ class Crew(SideDoor):
                 self._strike(case, now_ns)
         while self._roster.idle and self._looks:
             kind, subject = self._looks.popleft()
+            if isinstance(subject, Case) and _is_vain(kind, subject):
+                continue
             self._assign(self._job(kind, subject), subject, now_ns)
         while task := self._side.take_next(idle=self._roster.idle, has_victims=bool(self._cases)):
             self._assign(task.job, task, now_ns)
@@ -606,3 +611,8 @@ class Crew(SideDoor):
 
     def _warn(self, case: Case | None, text: str, now_ns: int) -> None:
         self._events.append(Event(EventKind.WARNING, case.identity if case else None, now_ns, text))
+
+
+def _is_vain(kind: JobKind, case: Case) -> bool:
+    """Whether a look that had to wait for a worker comes too late; the victim's pidfd may be closed by now."""
+    return case.has_died if kind is JobKind.HELP else case.is_settled

@@ -181,7 +181,7 @@ class Invariants:
         self._killed.append(process)
         if process.oom_score_adj == OOM_SCORE_ADJ_MIN and not rules.kills_unkillable:
             raise Violation("protected", f"{process} is killed, whose oom_score_adj is {OOM_SCORE_ADJ_MIN}")
-        if is_ours and self._meant is not None and process.identity not in self._meant and mm not in self._meant_mms:
+        if is_ours and self._meant is not None and process.identity not in self._meant and not self._is_sharer(process):
             raise Violation("wrong-victim", f"{process} is killed, whom nobody meant")
         if rules.spares_dumps and process.is_dumping:
             raise Violation("dump-spared", f"{process} is killed while it dumps core")
@@ -196,6 +196,12 @@ class Invariants:
             self._kill_times[mm] = self._machine.engine.now_ns
             if rules.bound_ns is not None:
                 self._machine.engine.call_later(rules.bound_ns, lambda: self._check_progress(process, mm))
+
+    def _is_sharer(self, process: Process) -> bool:
+        """Whether it shares the memory of somebody who was meant, or did until its own exit took it away just now."""
+        if process.mm is not None:
+            return process.mm in self._meant_mms
+        return any(mm is not None and process in mm.processes for mm in self._meant_mms)
 
     def _check_nothing_is_coming(self, process: Process, mm: Mm | None) -> None:
         """No other victim's pages are being freed at this moment."""
