@@ -42,7 +42,7 @@ _LOOK_LIMIT_NS = 1_500 * _MS
 # How a hook ended that was ended at its deadline (SIGKILL), and one that could not be started (as of a shell).
 _OVERRUN, _NOT_STARTED = -9, 127
 # How often a look that was lost is taken up again, within that time: where workers die of it a new one takes 5 ms, so
-# that this is half a second; where it fails at once (no memory) it is 100 messages to and fro, some 30 ms in all.
+# that this is half a second; where it fails at once (no memory) it is 100 messages there and back, some 30 ms in all.
 _LOOKS = 100
 # Who was asked to end is not let off before the ladder's kill step is due, and has so much time for that to be seen.
 _ESCALATION_GRACE_NS = 2_000 * _MS
