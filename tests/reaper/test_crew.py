@@ -387,6 +387,22 @@ def test_one_that_has_gone_by_a_strike_that_was_lost_is_no_stranger() -> None:
     assert killed.monotonic_ns == START_NS
 
 
+def test_a_sharer_that_was_killed_for_one_that_has_gone_is_in_the_record() -> None:
+    """The victim ended by itself between the two signals (seed 99564 of the simulator): who died is told."""
+    stage = Stage()
+    stage.submit()
+    struck_sharer = struck(None, None, signal=errno.ESRCH)._replace(sharers_killed=(Identity(600, 7),))
+    stage.die(500)
+    stage.answer(JobKind.STRIKE, struck_sharer)
+    while stage.who_has(JobKind.ACCOUNT) is not None:
+        stage.answer(JobKind.ACCOUNT, accounted(480))
+        stage.pass_ms(100)
+
+    assert stage.outcome().kind is OutcomeKind.EXITED
+    assert stage.outcome().sharers == (600,)
+    assert stage.kinds() == [EventKind.ANNOUNCE, EventKind.KILLED, EventKind.SETTLED]
+
+
 def test_strikes_that_are_all_lost_end_with_the_budget_and_are_told() -> None:
     """Each strike is its worker's end: ten attempts of 100 ms, however many workers they cost, then an outcome."""
     stage = Stage()

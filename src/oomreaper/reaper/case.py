@@ -50,7 +50,8 @@ class Case:
         self.reason = ""
         self.attempt_began_ns: int | None = None  # of the attempt that goes on; a strike may cost it several workers
         self.signal_ns: int | None = None  # when the first signal was sent
-        self.lost_strike_ns: int | None = None  # when a strike began whose worker ended before it could say what it did
+        # When a strike began that killed a sharer, or whose worker ended before it could say what it did.
+        self.first_blow_ns: int | None = None
         self.settled_ns: int | None = None
         self.has_died = False
         self.memory_seen: VictimMemory | None = scouting.memory
@@ -105,6 +106,8 @@ class Case:
         if struck.signal_errno is not None or not struck.is_dumping_core:  # else nothing was tried
             left = {*struck.missed, *struck.protected}
             self.open_sharers -= {life for life in asked if life.pid not in left}
+        if killed and self.first_blow_ns is None:
+            self.first_blow_ns = struck.signal_ns
         self.sharers |= killed
         self.open_sharers |= killed
         self.killed_sharers |= killed

@@ -301,13 +301,13 @@ class Crew(SideDoor):
     def _on_struck(self, case: Case, assignment: Assignment[_Subject], struck: Struck, now_ns: int) -> None:
         if case.life.is_over:
             return
+        case.note_sharers(assignment.job.sharers, struck)
         if struck.signal_errno == errno.ESRCH:
             self._presume_signalled(case)
         if struck.signal_errno == 0 and case.signal_ns is None:
             case.signal_ns = struck.signal_ns
             case.held_at_signal_bytes = None if struck.before is None else struck.before.reapable_bytes
             self._tell(EventKind.KILLED, case, struck.signal_ns)
-        case.note_sharers(assignment.job.sharers, struck)
         reading = verify.read_strike(struck, case.before)
         if reading.meaning is not Meaning.VANISHED or case.signal_ns is None:
             case.reason = reading.reason  # one that we signalled has vanished by that: what was said of it stands
@@ -323,7 +323,7 @@ class Crew(SideDoor):
             case Meaning.AGAIN:
                 memory = struck.memory if struck.memory_problem is None else case.memory_seen
                 self._again(case, assignment.started_ns, memory, now_ns)
-            case Meaning.VANISHED if case.life.permits(Move.VANISH):
+            case Meaning.VANISHED if case.signal_ns is None and case.life.permits(Move.VANISH):
                 self._end(case, Move.VANISH, now_ns)
             case Meaning.FORBIDDEN if case.life.permits(Move.REFUSE):
                 case.needs_permission = True
@@ -547,8 +547,8 @@ class Crew(SideDoor):
         if assignment.job.kind is not JobKind.STRIKE or not isinstance(case, Case) or case.life.is_over:
             self._on_no_answer(assignment, reason, now_ns)
             return
-        if case.lost_strike_ns is None:
-            case.lost_strike_ns = assignment.started_ns
+        if case.first_blow_ns is None:
+            case.first_blow_ns = assignment.started_ns
         case.reason = reason
         assert case.attempt_began_ns is not None, "a strike is part of an attempt"
         if now_ns - case.attempt_began_ns >= self._settings.attempt_ns:
@@ -558,10 +558,10 @@ class Crew(SideDoor):
         case.strike_due_ns = now_ns
 
     def _presume_signalled(self, case: Case) -> None:
-        """A worker that was lost in mid-strike has signalled this victim, as far as anybody can tell by now."""
-        if case.signal_ns is None and case.lost_strike_ns is not None:
-            case.signal_ns = case.lost_strike_ns
-            self._tell(EventKind.KILLED, case, case.lost_strike_ns)
+        """A lost worker has signalled this victim, as far as anybody can tell by now, or a sharer was killed for it."""
+        if case.signal_ns is None and case.first_blow_ns is not None:
+            case.signal_ns = case.first_blow_ns
+            self._tell(EventKind.KILLED, case, case.first_blow_ns)
 
     def _lose(self, worker: int, assignment: Assignment[_Subject], now_ns: int) -> None:
         """A worker stands on the victim's mmap_lock: end it, and let a spare try again."""

@@ -220,7 +220,8 @@ class WorkerChild:
             released_ns = time.monotonic_ns()
             if signal_errno == errno.ESRCH:
                 killed.close()  # it has been waited for, whatever could be seen of it before
-                return self._strike_heirs(job, signal_ns)
+                heirs = self._strike_heirs(job, signal_ns)
+                return heirs._replace(sharers_killed=tuple(dict.fromkeys((*killed.identities, *heirs.sharers_killed))))
         memory, problem = self._read_left(job, process)
         if mrelease_errno == errno.ESRCH and memory is None and killed.kept:
             mrelease_errno, memory, problem = self._release_through(killed)
